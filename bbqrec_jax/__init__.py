@@ -1,0 +1,3 @@
+"""BBQRec: behaviour-bind quantization for multi-modal sequential recommendation, in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,50 @@
+"""Standardisation of feature vectors, with the statistics of the catalogue."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from bbqrec_jax.data.dataset import Features
+
+
+class Scaling(NamedTuple):
+  """x -> (x - mean) * factor, so that a catalogue's vectors have mean square length 1.
+
+  Every dimension gets the same variance, 1 / F: squared errors summed over dimensions are then of
+  one scale, whatever the number of dimensions. Dimensions that are constant become 0.
+  """
+
+  mean: np.ndarray  # [F] float32.
+  factor: np.ndarray  # [F] float32.
+
+  def __call__(self, values: np.ndarray) -> np.ndarray:
+    """[I, F] float32 -> [I, F] float32."""
+    return ((values - self.mean) * self.factor).astype(np.float32)
+
+
+def fit(features: Features) -> Scaling:
+  """The scaling by the items that have the modality."""
+  values = features.values[features.present].astype(np.float64)
+  deviation = values.std(axis=0)
+  used = deviation > 1e-8
+  factor = np.where(used, 1.0 / np.where(used, deviation, 1.0), 0.0) / np.sqrt(max(used.sum(), 1))
+  return Scaling(values.mean(axis=0).astype(np.float32), factor.astype(np.float32))
+
+
+def save(path, scalings: Mapping[str, Scaling]) -> None:
+  """Writes modality -> Scaling to an .npz file."""
+  arrays = {
+    f"{name}_{field}": array
+    for name, scaling in scalings.items()
+    for field, array in scaling._asdict().items()
+  }
+  np.savez(path, **arrays)
+
+
+def load(path, modalities) -> dict[str, Scaling]:
+  """Reads what save() wrote."""
+  with np.load(path, allow_pickle=False) as file:
+    return {
+      name: Scaling(*(file[f"{name}_{field}"] for field in Scaling._fields)) for name in modalities
+    }

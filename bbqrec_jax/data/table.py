@@ -1,0 +1,176 @@
+"""Interactions and items from tables: CSV, or Parquet where pyarrow is installed."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from bbqrec_jax.data import cache, text
+from bbqrec_jax.data.assemble import assemble
+from bbqrec_jax.data.dataset import MODALITIES, Dataset
+from bbqrec_jax.data.interactions import Log, LogBuilder, parse_time
+from bbqrec_jax.data.items import ItemTable, ItemTableBuilder
+from bbqrec_jax.data.lines import check_file
+from bbqrec_jax.errors import UserError
+
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp")
+
+
+def load(
+  *,
+  interactions: str | None,
+  items: str | None = None,
+  features: Mapping[str, str | None] | None = None,
+  modalities: Sequence[str] = MODALITIES,
+  min_interactions: int = 5,
+  text_model: str = text.DEFAULT_MODEL,
+  text_columns: Sequence[str] = (),
+  cache_dir: str = cache.DEFAULT_DIR,
+) -> Dataset:
+  """Reads a table of interactions and, if given, one of items.
+
+  See interactions.make_sequences for the filter, the order of ties and the numbering. The
+  dataset is named after the interactions' file.
+
+  Args:
+    interactions: .csv or .parquet with columns user_id, item_id and timestamp (a number, or a
+      Parquet time); ~ is expanded.
+    items: .csv or .parquet with a column item_id; every other column of text can become vectors.
+    features: modality -> .npy file, [rows of items, F]; a zero row is an absent item.
+    modalities: which modalities to load.
+    min_interactions: k of the k-core.
+    text_model, text_columns: without features["text"], these columns of `items` (empty: all of
+      them) become vectors by this model.
+    cache_dir: where processed data are kept.
+
+  Raises UserError for anything wrong with the files.
+  """
+  if interactions is None:
+    raise UserError(
+      "data.interactions is not set: give a .csv or .parquet with the columns "
+      f"{', '.join(INTERACTION_COLUMNS)} (--config.data.interactions=FILE)."
+    )
+  return assemble(
+    source="table",
+    name=os.path.splitext(os.path.basename(interactions))[0],
+    interactions=interactions,
+    items=items,
+    features=features,
+    modalities=modalities,
+    min_interactions=min_interactions,
+    text_model=text_model,
+    text_columns=text_columns,
+    cache_dir=cache_dir,
+    read_interactions_fn=read_interactions,
+    read_items_fn=read_items,
+  )
+
+
+def read_interactions(path: str) -> Log:
+  """Reads user_id, item_id and timestamp; raises UserError, with the line, where one is bad."""
+  _, rows = _read_table(path, INTERACTION_COLUMNS)
+  log = LogBuilder()
+  for number, (user, item, time) in rows:
+    _check_ids(path, number, user_id=user, item_id=item)
+    log.add(str(user), str(item), parse_time(time, f"{path}:{number}"))
+  return log.build()
+
+
+def read_items(path: str) -> ItemTable:
+  """Reads a table of items; every column but item_id is taken as text, "" where it is empty."""
+  names, rows = _read_table(path, ("item_id",), all_columns=True)
+  table = ItemTableBuilder(path, names[1:])
+  for number, (item, *texts) in rows:
+    _check_ids(path, number, item_id=item)
+    table.add(number, str(item), ["" if value is None else str(value) for value in texts])
+  return table.build()
+
+
+def _check_ids(path: str, number: int, **ids):
+  for name, value in ids.items():
+    if value is None or value == "":
+      raise UserError(f"{path}:{number}: {name} is empty.")
+
+
+def _read_table(
+  path: str, needed: Sequence[str], all_columns: bool = False
+) -> tuple[list[str], Iterator[tuple[int, tuple]]]:
+  """Column names, and (line or row number from 1, values in that order) for each row.
+
+  Args:
+    needed: columns that must exist; they come first.
+    all_columns: whether the others follow.
+  """
+  path = check_file(path)
+  if path.endswith(".csv"):
+    have, rows = _read_csv(path)
+  elif path.endswith(".parquet"):
+    have, rows = _read_parquet(path, None if all_columns else list(needed))
+  else:
+    raise UserError(f"{path}: unknown kind of table; expected a .csv or .parquet file.")
+  for name in needed:
+    if name not in have:
+      raise UserError(f"{path}: no column {name!r}; the columns are {', '.join(have)}.")
+  names = list(needed) + [name for name in have if all_columns and name not in needed]
+  index = [have.index(name) for name in names]
+  return names, ((number, tuple(row[i] for i in index)) for number, row in rows)
+
+
+def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+  csv.field_size_limit(2**31 - 1)  # The default, 128 KiB, is less than some descriptions.
+
+  def read() -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    try:
+      with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        for row in reader:
+          number = reader.line_num
+          if row:  # The csv module gives [] for a blank line.
+            yield number, row
+    except (csv.Error, UnicodeDecodeError) as error:
+      raise UserError(f"{path}: not CSV in UTF-8 after line {number} ({error}).") from error
+
+  lines = read()
+  _, header = next(lines, (1, []))
+
+  def rows() -> Iterator[tuple[int, list[str]]]:
+    for number, row in lines:
+      if len(row) != len(header):
+        raise UserError(f"{path}:{number}: {len(row)} fields where the header has {len(header)}.")
+      yield number, row
+
+  return header, rows()
+
+
+def _read_parquet(
+  path: str, columns: list[str] | None
+) -> tuple[list[str], Iterator[tuple[int, tuple]]]:
+  try:
+    import pyarrow as pa  # An extra, for Parquet alone.
+    import pyarrow.parquet as pq
+  except ImportError as error:
+    raise UserError(
+      f"{path}: reading Parquet needs pyarrow; install it (pip install 'bbqrec_jax[table]'), "
+      "or give a .csv file."
+    ) from error
+  try:
+    file = pq.ParquetFile(path)
+  except (pa.ArrowInvalid, OSError) as error:
+    raise UserError(f"{path}: not a whole Parquet file ({error}).") from error
+  have = [name for name in file.schema_arrow.names if columns is None or name in columns]
+
+  def values(column) -> list:
+    # Times become integers, whose order is all that counts.
+    return (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+
+  def rows() -> Iterator[tuple[int, tuple]]:
+    number = 0
+    try:
+      for batch in file.iter_batches(columns=have):
+        for row in zip(*map(values, batch.columns)):
+          number += 1
+          yield number, row
+    except (pa.ArrowInvalid, OSError) as error:
+      raise UserError(f"{path}: damaged after row {number} ({error}).") from error
+
+  return have, rows()
