@@ -1,0 +1,317 @@
+"""BBQRec's generator: an encoder-decoder that spells the next item's semantic ID.
+
+T5-like (Raffel et al. 2020, arXiv:1910.10683): pre-norm with RMSNorm, relative position bias,
+no biases. The encoder's self-attention is similarity-enhanced (BBQRec Eqs. (14)-(17)).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from bbqrec_jax.models import attention, layers
+
+ENCODERS = ("bidirectional", "causal")
+
+
+class Memory(NamedTuple):
+  """What the decoder reads of a history: keys and values of every decoder layer, per user."""
+
+  keys: tuple[jax.Array, ...]  # One [B, S, H, D] for each decoder layer.
+  values: tuple[jax.Array, ...]
+  mask: jax.Array  # [B, S] bool, False for padding.
+
+
+class Cache(NamedTuple):
+  """State of a decoding: the history's memory, shared by the beams, and each beam's own past."""
+
+  memory: Memory
+  keys: tuple[jax.Array, ...]  # One [B, W, l, H, D] for each decoder layer; l tokens so far.
+  values: tuple[jax.Array, ...]
+
+
+def reorder(cache: Cache, parents: jax.Array) -> Cache:
+  """Gives beam w the past of beam parents[b, w]: [B, W] int32. The memory is not touched."""
+  take = lambda x: jnp.take_along_axis(x, parents[:, :, None, None, None], axis=1)
+  return cache._replace(
+    keys=jax.tree.map(take, cache.keys), values=jax.tree.map(take, cache.values)
+  )
+
+
+class EncoderLayer(nn.Module):
+  """Similarity-enhanced self-attention, then feed-forward; each pre-norm with a residual."""
+
+  num_heads: int
+  head_dim: int
+  ff_dim: int
+  dropout_rate: float
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, bias: jax.Array, factors: jax.Array | None, deterministic: bool
+  ) -> jax.Array:
+    """x [B, S, d], bias [B, H, S, S], factors [B, T, T, H, D] or None for plain attention."""
+    heads = layers.Attention(self.num_heads, self.head_dim, x.shape[-1], name="attention")
+    normed = nn.RMSNorm(name="attention_norm")(x)
+    keys, values = heads.key_value(normed)
+    scores = layers.scores(heads.query(normed), keys) + bias
+    mixed = (
+      layers.mix(scores, values)
+      if factors is None
+      else attention.sim_attention(scores, values, factors)
+    )
+    x = x + layers.Dropout(self.dropout_rate)(heads.out(mixed), deterministic)
+    hidden = layers.FeedForward(self.ff_dim, self.dropout_rate, name="ff")(
+      nn.RMSNorm(name="ff_norm")(x), deterministic
+    )
+    return x + layers.Dropout(self.dropout_rate)(hidden, deterministic)
+
+
+class DecoderLayer(nn.Module):
+  """Causal self-attention over the levels, attention to the history, feed-forward."""
+
+  model_dim: int
+  num_heads: int
+  head_dim: int
+  ff_dim: int
+  dropout_rate: float
+
+  def setup(self):
+    heads = (self.num_heads, self.head_dim, self.model_dim)
+    self.self_norm, self.cross_norm, self.ff_norm = nn.RMSNorm(), nn.RMSNorm(), nn.RMSNorm()
+    self.self_attention = layers.Attention(*heads)
+    self.cross_attention = layers.Attention(*heads)
+    self.ff = layers.FeedForward(self.ff_dim, self.dropout_rate)
+    self.dropout = layers.Dropout(self.dropout_rate)
+
+  def past(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values that later levels will look at: [B, P, l, d] -> two [B, P, l, H, D]."""
+    return self.self_attention.key_value(self.self_norm(x))
+
+  def history(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the encoded history: [B, S, d] -> two [B, S, H, D]."""
+    return self.cross_attention.key_value(encoded)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    past: tuple[jax.Array, jax.Array],
+    self_bias: jax.Array,
+    history: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    deterministic: bool,
+  ) -> jax.Array:
+    """One layer.
+
+    Args:
+      x: [B, P, q, d], q tokens of each of P prefixes (or beams).
+      past: keys and values, [B, P, k, H, D] each, of these tokens and the ones before them.
+      self_bias: [H, q, k] relative position bias, MASKED where a token may not look.
+      history: keys and values, [B, S, H, D] each: once per user, whatever P is.
+      mask: [B, P, S] or [B, 1, S] bool, the history's tokens that a prefix may see.
+    """
+    batch_size, num_prefixes, num_tokens, _ = x.shape
+    query = self.self_attention.query(self.self_norm(x))
+    # [B, P, H, q, k]
+    mixed = layers.mix(layers.scores(query, past[0]) + self_bias[None, None], past[1])
+    x = x + self.dropout(self.self_attention.out(mixed), deterministic)
+
+    query = self.cross_attention.query(self.cross_norm(x))  # [B, P, q, H, D]
+    flat = query.reshape(batch_size, num_prefixes * num_tokens, *query.shape[3:])
+    scores = layers.scores(flat, history[0])  # [B, H, P * q, S]
+    scores = scores.reshape(batch_size, self.num_heads, num_prefixes, num_tokens, -1)
+    scores = jnp.where(mask[:, None, :, None, :], scores, layers.MASKED)
+    scores = scores.reshape(batch_size, self.num_heads, num_prefixes * num_tokens, -1)
+    mixed = layers.mix(scores, history[1]).reshape(query.shape)
+    x = x + self.dropout(self.cross_attention.out(mixed), deterministic)
+    return x + self.dropout(self.ff(self.ff_norm(x), deterministic), deterministic)
+
+
+class Model(nn.Module):
+  """Histories of semantic IDs in, next semantic IDs out.
+
+  A token is one level of a semantic ID: M codes, one per signal. Its embedding is the
+  concatenation of M code embeddings, projected to the model width; each level has its own table
+  per signal, drawn at random with scale 0.01 (BBQRec section 5.1). One table of similarity
+  embeddings, K + 1 rows of ones at the start (plain attention), serves all encoder layers.
+
+  encoder="bidirectional" is the paper's. encoder="causal" restricts each token to its own and
+  earlier items, so that one encoder pass serves every prefix of a history: a deviation, to be
+  named wherever its numbers stand.
+  """
+
+  num_levels: int  # L.
+  codebook_size: int  # N.
+  num_signals: int  # M.
+  similarity: bool = True  # False: BBQRec Table 4, variant S.
+  num_buckets: int = 100  # K.
+  code_dim: int = 128
+  model_dim: int = 128
+  num_heads: int = 6
+  head_dim: int = 64
+  ff_dim: int = 1024
+  num_encoder_layers: int = 4
+  num_decoder_layers: int = 4
+  dropout_rate: float = 0.1
+  encoder: str = "bidirectional"
+
+  def setup(self):
+    if self.encoder not in ENCODERS:
+      raise ValueError(f"encoder must be one of {ENCODERS}, got {self.encoder!r}.")
+    levels, signals, codes = self.num_levels, self.num_signals, self.codebook_size
+    small = nn.initializers.normal(stddev=0.01)
+    self.code_embed = self.param("code_embed", small, (levels, signals, codes, self.code_dim))
+    self.start_embed = self.param("start_embed", small, (self.model_dim,))
+    self.token_proj = nn.Dense(self.model_dim, use_bias=False)
+    shape = (self.num_heads, self.head_dim)
+    if self.similarity:
+      self.similarity_table = self.param(
+        "similarity_table", nn.initializers.ones, (self.num_buckets + 1, *shape)
+      )
+    block = dict(
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
+      ff_dim=self.ff_dim,
+      dropout_rate=self.dropout_rate,
+    )
+    self.encoder_layers = [EncoderLayer(**block) for _ in range(self.num_encoder_layers)]
+    self.decoder_layers = [
+      DecoderLayer(model_dim=self.model_dim, **block) for _ in range(self.num_decoder_layers)
+    ]
+    self.encoder_norm, self.decoder_norm = nn.RMSNorm(), nn.RMSNorm()
+    self.encoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=True)
+    self.decoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=False)
+    self.dropout = layers.Dropout(self.dropout_rate)
+    self.heads = self.param(
+      "heads", nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0, 1)),
+      (levels, signals, self.model_dim, codes),
+    )
+
+  def _embed(self, codes, first_level: int):
+    """Token embeddings of codes [..., l, M], levels first_level onwards -> [..., l, d]."""
+    level = first_level + jnp.arange(codes.shape[-2])[:, None]  # [l, 1]
+    signal = jnp.arange(self.num_signals)[None, :]  # [1, M]
+    lead = (None,) * (codes.ndim - 2)
+    embeds = self.code_embed[level[lead], signal[lead], codes]  # [..., l, M, code_dim]
+    return self.token_proj(embeds.reshape(*codes.shape[:-1], -1))
+
+  def encode(
+    self, codes: jax.Array, vectors: jax.Array, mask: jax.Array, deterministic: bool = True
+  ) -> Memory:
+    """Encodes histories, once per user.
+
+    Args:
+      codes: [B, T, L, M] int32 semantic IDs of the history's items; any codes at padding.
+      vectors: [B, T, M * D] float32 frozen stage-one vectors v (read only with `similarity`).
+      mask: [B, T] bool, True for an item.
+    """
+    _, num_items, num_levels, _ = codes.shape
+    # Tokens are ordered (level, item); their positions in the sequence are item * L + level.
+    level, item = np.divmod(np.arange(num_levels * num_items), num_items)
+    positions = item * num_levels + level
+    x = jnp.einsum("btld->bltd", self._embed(codes, 0))
+    x = self.dropout(x.reshape(x.shape[0], -1, self.model_dim), deterministic)  # [B, S, d]
+    token_mask = jnp.tile(mask, (1, num_levels))  # [B, S]
+    visible = token_mask[:, None, None, :]  # [B, 1, 1, S]
+    if self.encoder == "causal":
+      visible = visible & (item[None, :] <= item[:, None])[None, None]  # [B, 1, S, S]
+    bias = self.encoder_bias(positions, positions)[None] + jnp.where(visible, 0.0, layers.MASKED)
+    factors = None
+    if self.similarity:
+      buckets = attention.similarity_buckets(vectors, mask, self.num_buckets)
+      factors = self.similarity_table[buckets]  # [B, T, T, H, D], once for all layers.
+    for layer in self.encoder_layers:
+      x = layer(x, bias, factors, deterministic)
+    x = self.dropout(self.encoder_norm(x), deterministic)
+    keys, values = zip(*(layer.history(x) for layer in self.decoder_layers))
+    return Memory(keys, values, token_mask)
+
+  def decode(
+    self, codes: jax.Array, memory: Memory, mask: jax.Array, deterministic: bool = True
+  ) -> jax.Array:
+    """Logits of every level of P target IDs, each level given the true levels before it.
+
+    Args:
+      codes: [B, P, L, M] int32 target semantic IDs.
+      mask: [B, P, S] or [B, 1, S] bool, the history's tokens that each prefix may see.
+
+    Returns:
+      [B, P, L, M, N] float32 logits of BBQRec Eq. (1)'s P(c_j | c_1 .. c_{j-1}, S_t).
+    """
+    batch_size, num_prefixes, num_levels, _ = codes.shape
+    start = jnp.broadcast_to(self.start_embed, (batch_size, num_prefixes, 1, self.model_dim))
+    x = jnp.concatenate([start, self._embed(codes[:, :, :-1], 0)], axis=2)
+    x = self.dropout(x, deterministic)
+    levels = np.arange(num_levels)
+    causal = jnp.where(levels[None, :] <= levels[:, None], 0.0, layers.MASKED)
+    bias = self.decoder_bias(levels, levels) + causal[None]
+    for layer, key, value in zip(self.decoder_layers, memory.keys, memory.values):
+      x = layer(x, layer.past(x), bias, (key, value), mask, deterministic)
+    x = self.dropout(self.decoder_norm(x), deterministic)
+    return jnp.einsum("bpld,lmdn->bplmn", x, self.heads)
+
+  def __call__(
+    self,
+    codes: jax.Array,
+    vectors: jax.Array,
+    mask: jax.Array,
+    targets: jax.Array,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    """Logits of the next item after a history, or after each of its prefixes.
+
+    Args:
+      codes, vectors, mask: as for encode().
+      targets: [B, P, L, M] int32. P = 1: the item after the whole history. P = T, with the causal
+        encoder only: target p is the item after history item p.
+
+    Returns:
+      [B, P, L, M, N] float32.
+    """
+    num_prefixes = targets.shape[1]
+    memory = self.encode(codes, vectors, mask, deterministic)
+    visible = memory.mask[:, None, :]
+    if num_prefixes > 1:
+      if self.encoder != "causal":
+        raise ValueError("Targets for every prefix need encoder='causal'.")
+      item = np.tile(np.arange(num_prefixes), self.num_levels)  # [S]
+      visible = visible & (item[None, :] <= np.arange(num_prefixes)[:, None])[None]
+    return self.decode(targets, memory, visible, deterministic)
+
+  def start(self, codes: jax.Array, vectors: jax.Array, mask: jax.Array) -> Cache:
+    """Encodes histories (as encode()) and opens a decoding."""
+    memory = self.encode(codes, vectors, mask)
+    return Cache(memory, (None,) * self.num_decoder_layers, (None,) * self.num_decoder_layers)
+
+  def step(
+    self, level: int, tokens: jax.Array | None, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    """One decoding step: the log-probabilities of level `level` after each beam's tokens.
+
+    Args:
+      level: 0 .. L - 1, static.
+      tokens: [B, W, M] int32, the beams' choice at level - 1; None at level 0, where W = 1.
+
+    Returns:
+      ([B, W, M, N] float32 log-probabilities of the full softmax, the cache with this level).
+    """
+    batch_size = cache.memory.mask.shape[0]
+    if tokens is None:
+      x = jnp.broadcast_to(self.start_embed, (batch_size, 1, 1, self.model_dim))
+    else:
+      x = self._embed(tokens[:, :, None, :], level - 1)
+    bias = self.decoder_bias(np.array([level]), np.arange(level + 1))
+    keys, values = [], []
+    for n, layer in enumerate(self.decoder_layers):
+      key, value = layer.past(x)
+      if level:
+        key = jnp.concatenate([cache.keys[n], key], axis=2)
+        value = jnp.concatenate([cache.values[n], value], axis=2)
+      history = (cache.memory.keys[n], cache.memory.values[n])
+      x = layer(x, (key, value), bias, history, cache.memory.mask[:, None, :], True)
+      keys.append(key)
+      values.append(value)
+    logits = jnp.einsum("bwd,mdn->bwmn", self.decoder_norm(x)[:, :, 0], self.heads[level])
+    return jax.nn.log_softmax(logits), cache._replace(keys=tuple(keys), values=tuple(values))

@@ -1,0 +1,150 @@
+"""The generator: causality, caching, padding, and what its switches promise."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbqrec_jax.models import generator
+
+B, T, L, M, N, D = 3, 5, 3, 2, 7, 4
+
+
+def _model(**changes):
+  kwargs = dict(
+    num_levels=L,
+    codebook_size=N,
+    num_signals=M,
+    num_buckets=11,
+    code_dim=6,
+    model_dim=16,
+    num_heads=2,
+    head_dim=8,
+    ff_dim=20,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+  )
+  return generator.Model(**(kwargs | changes))
+
+
+def _inputs(num_targets=1):
+  keys = jax.random.split(jax.random.key(0), 3)
+  codes = jax.random.randint(keys[0], (B, T, L, M), 0, N)
+  vectors = jax.random.normal(keys[1], (B, T, M * D))
+  mask = jnp.arange(T)[None, :] < jnp.array([T, 2, 1])[:, None]
+  targets = jax.random.randint(keys[2], (B, num_targets, L, M), 0, N)
+  return codes, vectors, mask, targets
+
+
+def _randomised(model, *inputs):
+  """Parameters away from their start, so that biases and similarity tables matter."""
+  variables = jax.jit(model.init)(jax.random.key(1), *inputs)
+  leaves, tree = jax.tree.flatten(variables)
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  return tree.unflatten(
+    [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  )
+
+
+@pytest.mark.parametrize("encoder", generator.ENCODERS)
+def test_cached_steps_equal_the_uncached_decoder(encoder):
+  model = _model(encoder=encoder)
+  codes, vectors, mask, _ = _inputs()
+  beams = jax.random.randint(jax.random.key(5), (B, 4, L, M), 0, N)  # W = 4 beams per user.
+  variables = _randomised(model, codes, vectors, mask, beams[:, :1])
+  memory = model.apply(variables, codes, vectors, mask, method="encode")
+  visible = memory.mask[:, None, :]
+  logits = model.apply(variables, beams, memory, visible, method="decode")
+  expected = jax.nn.log_softmax(logits)
+  cache = model.apply(variables, codes, vectors, mask, method="start")
+  log_probs, cache = model.apply(variables, 0, None, cache, method="step")
+  chex.assert_trees_all_close(log_probs[:, 0], expected[:, 0, 0], atol=1e-5)
+  cache = generator.reorder(cache, jnp.zeros((B, 4), jnp.int32))  # One beam becomes four.
+  for level in range(1, L):
+    log_probs, cache = model.apply(variables, level, beams[:, :, level - 1], cache, method="step")
+    chex.assert_trees_all_close(log_probs, expected[:, :, level], atol=1e-5)
+
+
+def test_reorder_moves_each_beams_past_and_leaves_the_memory():
+  key = jnp.arange(2 * 3 * 1 * 1 * 1.0).reshape(2, 3, 1, 1, 1)
+  memory = generator.Memory((jnp.ones(1),), (jnp.ones(1),), jnp.ones(1))
+  cache = generator.Cache(memory, (key,), (10 * key,))
+  moved = generator.reorder(cache, jnp.array([[2, 2, 0], [0, 1, 1]]))
+  assert moved.keys[0].reshape(2, 3).tolist() == [[2, 2, 0], [3, 4, 4]]
+  assert moved.values[0].reshape(2, 3).tolist() == [[20, 20, 0], [30, 40, 40]]
+  assert moved.memory is memory
+
+
+def test_a_level_sees_only_the_levels_before_it():
+  model = _model()
+  codes, vectors, mask, targets = _inputs()
+  variables = _randomised(model, codes, vectors, mask, targets)
+
+  def level_sums(code_embed):  # Gradient of each level's logits with respect to every table.
+    params = variables["params"] | {"code_embed": code_embed}
+    memory = model.apply(variables, codes, vectors, mask, method="encode")
+    visible = memory.mask[:, None, :]
+    logits = model.apply({"params": params}, targets, memory, visible, method="decode")
+    return jnp.sum(logits**2, axis=(0, 1, 3, 4))  # [L]
+
+  jacobian = jax.jacrev(level_sums)(variables["params"]["code_embed"])  # [L, L, M, N, E]
+  seen = np.asarray(jnp.sum(jnp.abs(jacobian), axis=(2, 3, 4))) > 0
+  # Level l is given the true codes of levels < l, never its own or later ones.
+  np.testing.assert_array_equal(seen, np.tril(np.ones((L, L), bool), -1))
+
+
+@pytest.mark.parametrize("encoder", generator.ENCODERS)
+def test_padding_changes_nothing(encoder):
+  model = _model(encoder=encoder)
+  codes, vectors, mask, targets = _inputs()
+  variables = _randomised(model, codes, vectors, mask, targets)
+  logits = model.apply(variables, codes, vectors, mask, targets)
+  noisy_codes = jnp.where(mask[:, :, None, None], codes, (codes + 3) % N)
+  noisy_vectors = jnp.where(mask[:, :, None], vectors, 17.0)
+  noisy = model.apply(variables, noisy_codes, noisy_vectors, mask, targets)
+  chex.assert_trees_all_close(noisy, logits, atol=1e-5)
+  short = model.apply(variables, codes[1:, :2], vectors[1:, :2], mask[1:, :2], targets[1:])
+  chex.assert_trees_all_close(short, logits[1:], atol=1e-5)  # Fewer padding columns.
+
+
+def test_causal_encoder_serves_every_prefix_in_one_pass():
+  model = _model(encoder="causal")
+  codes, vectors, mask, targets = _inputs(num_targets=T)
+  variables = _randomised(model, codes, vectors, mask, targets)
+  every = model.apply(variables, codes, vectors, mask, targets)
+  for t in range(T):  # Each prefix on its own, as a history that ends there.
+    prefix = mask & (jnp.arange(T) <= t)[None, :]
+    alone = model.apply(variables, codes, vectors, prefix, targets[:, t : t + 1])
+    rows = np.asarray(mask[:, t])
+    chex.assert_trees_all_close(every[rows, t], alone[rows, 0], atol=1e-5)
+
+
+def test_bidirectional_encoder_refuses_targets_for_every_prefix():
+  codes, vectors, mask, targets = _inputs(num_targets=T)
+  with pytest.raises(ValueError, match="causal"):
+    _model().init(jax.random.key(0), codes, vectors, mask, targets)
+
+
+def test_similarity_starts_as_plain_attention_and_then_matters():
+  codes, vectors, mask, targets = _inputs()
+  model, plain = _model(), _model(similarity=False)
+  variables = jax.jit(model.init)(jax.random.key(1), codes, vectors, mask, targets)
+  params = {k: v for k, v in variables["params"].items() if k != "similarity_table"}
+  out = model.apply(variables, codes, vectors, mask, targets)
+  expected = plain.apply({"params": params}, codes, vectors, mask, targets)
+  chex.assert_trees_all_close(out, expected, atol=1e-5)
+  table = jax.random.normal(jax.random.key(3), variables["params"]["similarity_table"].shape)
+  moved = model.apply(
+    {"params": params | {"similarity_table": table}}, codes, vectors, mask, targets
+  )
+  assert float(jnp.max(jnp.abs(moved - expected))) > 1e-3
+
+
+def test_position_within_the_history_matters():
+  model = _model()
+  codes, vectors, mask, targets = _inputs()
+  variables = _randomised(model, codes, vectors, mask, targets)
+  logits = model.apply(variables, codes[:1], vectors[:1], mask[:1], targets[:1])
+  backwards = model.apply(variables, codes[:1, ::-1], vectors[:1, ::-1], mask[:1], targets[:1])
+  assert float(jnp.max(jnp.abs(logits - backwards))) > 1e-3

@@ -1,0 +1,1 @@
+"""Slow, obvious re-statements that the fast code is compared with."""
