@@ -1,0 +1,136 @@
+"""Compares two runs on the same users: recall, ndcg, and a paired t-test over users.
+
+python -m bbqrec_jax.compare RUN_A RUN_B [--split=test]
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from bbqrec_jax import metrics
+from bbqrec_jax.errors import UserError
+
+KS = (5, 10)
+SIGNIFICANCE = 0.05  # As in the paper.
+
+
+class Run(NamedTuple):
+  """What a run left of one split.
+
+  Attributes:
+    name: what to call it.
+    ranks: [U] int32 ranks of the targets, from 1.
+    user_ids: [U] str, or None if the run did not record them.
+  """
+
+  name: str
+  ranks: np.ndarray
+  user_ids: np.ndarray | None
+
+
+def load(folder: str, split: str) -> Run:
+  """Reads RUN/ranks.npz, and the name in RUN/results.json if there is one.
+
+  Raises:
+    UserError: the file or the split is missing, or unreadable.
+  """
+  path = pathlib.Path(folder) / "ranks.npz"
+  if not path.is_file():
+    raise UserError(f"{path} does not exist; give the workdir of a run that has been evaluated.")
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      arrays = dict(arrays)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path} cannot be read ({error}); evaluate the run again.") from error
+  ranks, user_ids = arrays.get(split), arrays.get("user_ids")
+  if ranks is None:
+    raise UserError(f"{path} has no ranks of the {split} split, only {sorted(arrays)}.")
+  is_valid = ranks.ndim == 1 and np.issubdtype(ranks.dtype, np.integer) and len(ranks) > 1
+  if not is_valid or ranks.min() < 1:
+    raise UserError(f"{path}: {split} must be ranks from 1 of at least two users.")
+  if user_ids is not None and user_ids.shape != ranks.shape:
+    raise UserError(f"{path} has {user_ids.size} user_ids for {len(ranks)} ranks of {split}.")
+  return Run(_name(path.parent), ranks, user_ids)
+
+
+def _name(folder: pathlib.Path) -> str:
+  """The run's own name, or else its folder's."""
+  path = folder / "results.json"
+  try:
+    results = json.loads(path.read_text()) if path.exists() else {}
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read as JSON ({error}); evaluate the run again.") from error
+  return str(results.get("name", folder.resolve().name))
+
+
+def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
+  """Ranks of both runs, of the same users in the order of the first: two [U] arrays.
+
+  Users are matched by id. Runs without ids are taken to hold their users in the same order.
+
+  Raises:
+    UserError: the runs do not hold the same users.
+  """
+  if len(a.ranks) != len(b.ranks):
+    raise UserError(
+      f"{a.name} ranks {len(a.ranks)} users and {b.name} {len(b.ranks)}; "
+      "a paired test needs the same users: compare runs on the same data."
+    )
+  if (a.user_ids is None) != (b.user_ids is None):
+    name = (a if a.user_ids is None else b).name
+    raise UserError(f"{name} has no user_ids in ranks.npz, the other run has; evaluate it again.")
+  if a.user_ids is None:
+    return a.ranks, b.ranks
+  order_a, order_b = np.argsort(a.user_ids), np.argsort(b.user_ids)
+  ids = a.user_ids[order_a]
+  if len(np.unique(ids)) < len(ids) or not np.array_equal(ids, b.user_ids[order_b]):
+    raise UserError(
+      f"{a.name} and {b.name} do not hold the same users, each once; compare runs on the same data."
+    )
+  aligned = np.empty_like(b.ranks)
+  aligned[order_a] = b.ranks[order_b]
+  return a.ranks, aligned
+
+
+def table(a: Run, b: Run) -> str:
+  """The comparison as text; raises UserError as `align` does."""
+  ranks_a, ranks_b = align(a, b)
+  lines = [
+    f"A = {a.name}, B = {b.name}; {len(ranks_a)} users",
+    f"{'metric':10}{'A':>10}{'B':>10}{'B - A':>10}{'p':>11}",
+  ]
+  for metric, per_user in (("recall", metrics.recall_per_user), ("ndcg", metrics.ndcg_per_user)):
+    for k in KS:
+      values_a, values_b = per_user(ranks_a, k), per_user(ranks_b, k)
+      test = metrics.paired_t_test(values_a, values_b)
+      mark = " *" if test.p < SIGNIFICANCE else ""
+      name = f"{metric}@{k}"
+      lines.append(
+        f"{name:10}{values_a.mean():10.4f}{values_b.mean():10.4f}"
+        f"{test.mean_difference:+10.4f}{test.p:11.2g}{mark}"
+      )
+  return "\n".join([*lines, f"* p < {SIGNIFICANCE}, paired t-test over users, two-sided"])
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prints the table; the exit status is 1, with one sentence on stderr, where that fails."""
+  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.compare", description=__doc__)
+  parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, with ranks.npz")
+  parser.add_argument("run_b", metavar="RUN_B", help="workdir of the run to compare with it")
+  parser.add_argument("--split", choices=("valid", "test"), default="test")
+  args = parser.parse_args(argv)
+  try:
+    print(table(load(args.run_a, args.split), load(args.run_b, args.split)))
+  except UserError as error:
+    print(error, file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluators, loaded by the name that a config gives."""

@@ -1,0 +1,108 @@
+"""The comparison of two runs: users are aligned, numbers are right, mistakes get a sentence."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bbqrec_jax import compare, metrics
+
+USERS = 97
+
+
+def write(folder, ranks, user_ids=None, name=None):
+  folder.mkdir()
+  arrays = {} if user_ids is None else {"user_ids": user_ids}
+  np.savez(folder / "ranks.npz", test=ranks, valid=np.ones_like(ranks), **arrays)
+  if name:
+    (folder / "results.json").write_text(json.dumps({"name": name}))
+  return str(folder)
+
+
+@pytest.fixture
+def ranks():
+  return np.random.default_rng(0).integers(1, 30, USERS).astype(np.int32)
+
+
+@pytest.fixture
+def user_ids():
+  return np.array([f"u{i}" for i in range(USERS)])
+
+
+def rows(text):
+  """metric -> [A, B, B - A, p], and whether it is marked."""
+  lines = [line.split() for line in text.splitlines() if "@" in line]
+  return {line[0]: ([float(x) for x in line[1:5]], line[5:] == ["*"]) for line in lines}
+
+
+def test_table_holds_the_metrics_and_marks_what_is_significant(tmp_path, ranks, user_ids, capsys):
+  better = np.where(np.arange(USERS) % 3 == 0, 1, ranks).astype(np.int32)
+  a = write(tmp_path / "a", ranks, user_ids, name="sasrec")
+  b = write(tmp_path / "b", better, user_ids)
+  assert compare.main([a, b]) == 0
+  text = capsys.readouterr().out
+  assert "A = sasrec, B = b; 97 users" in text
+  found = rows(text)
+  assert list(found) == ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+  for name, value in metrics.summary(ranks, (5, 10)).items():
+    assert found[name][0][0] == pytest.approx(value, abs=5e-5)
+  for name, value in metrics.summary(better, (5, 10)).items():
+    assert found[name][0][1] == pytest.approx(value, abs=5e-5)
+  assert all(marked and numbers[3] < 0.05 for numbers, marked in found.values())
+
+
+def test_users_are_aligned_by_id(tmp_path, ranks, user_ids, capsys):
+  better = np.maximum(1, ranks - 2)  # Of every user: in another order, far less significant.
+  order = np.random.default_rng(1).permutation(USERS)
+  a = write(tmp_path / "a", ranks, user_ids)
+  in_order = write(tmp_path / "in_order", better, user_ids)
+  shuffled = write(tmp_path / "shuffled", better[order], user_ids[order])
+  assert compare.main([a, in_order]) == 0
+  expected = rows(capsys.readouterr().out)
+  assert compare.main([a, shuffled]) == 0
+  assert rows(capsys.readouterr().out) == expected
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path, ranks, user_ids, capsys):
+  a = write(tmp_path / "a", ranks, user_ids)
+  assert compare.main([a, a]) == 0
+  for numbers, marked in rows(capsys.readouterr().out).values():
+    assert numbers[2:] == [0.0, 1.0] and not marked
+
+
+def test_runs_without_ids_compare_in_order_and_split_is_chosen(tmp_path, ranks, capsys):
+  a, b = write(tmp_path / "a", ranks), write(tmp_path / "b", ranks[::-1])
+  assert compare.main([a, b, "--split=valid"]) == 0
+  assert rows(capsys.readouterr().out)["recall@5"][0] == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, ranks, user_ids, capsys):
+  good = write(tmp_path / "good", ranks, user_ids)
+  fewer = write(tmp_path / "fewer", ranks[1:], user_ids[1:])
+  others = write(tmp_path / "others", ranks, np.char.add(user_ids, "x"))
+  unnamed = write(tmp_path / "unnamed", ranks)
+  broken = write(tmp_path / "broken", ranks, user_ids)
+  (tmp_path / "broken" / "ranks.npz").write_bytes(b"not a zip file")
+  pickled = write(tmp_path / "pickled", np.array([None] * USERS))
+  zero = write(tmp_path / "zero", ranks * 0, user_ids)
+  (tmp_path / "empty").mkdir()
+  cases = [
+    (fewer, "ranks 97 users and fewer 96"),
+    (others, "do not hold the same users"),
+    (unnamed, "unnamed has no user_ids"),
+    (broken, "cannot be read"),
+    (pickled, "cannot be read"),
+    (zero, "ranks from 1"),
+    (str(tmp_path / "empty"), "does not exist"),
+  ]
+  for run, message in cases:
+    assert compare.main([good, run]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == ""
+  np.savez(tmp_path / "others" / "ranks.npz", test=ranks)
+  assert compare.main([others, others, "--split=valid"]) == 1
+  assert "no ranks of the valid split" in capsys.readouterr().err
+  (tmp_path / "good" / "results.json").write_text("{")
+  assert compare.main([good, good]) == 1
+  assert "cannot be read as JSON" in capsys.readouterr().err
