@@ -1,0 +1,147 @@
+"""What a workdir says about its run: the configuration, where it came from, and atomic JSON."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bbqrec_jax.errors import UserError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MISSING = object()  # A key that only one of two configs has; None is a value.
+
+
+def to_jsonable(obj: Any) -> Any:
+  """A copy of `obj` out of what JSON knows: mappings become dicts, sequences and arrays lists.
+
+  NaN and infinities become None: standard JSON has no word for them.
+
+  Raises:
+    TypeError: something in it has no place in JSON.
+  """
+  match obj:
+    case None | bool() | int() | str():
+      return obj
+    case float():
+      return obj if math.isfinite(obj) else None
+    case Mapping():
+      return {str(key): to_jsonable(value) for key, value in obj.items()}
+    case list() | tuple():
+      return [to_jsonable(value) for value in obj]
+    case os.PathLike():
+      return os.fspath(obj)
+    case np.ndarray() | np.generic() | jax.Array():
+      return to_jsonable(np.asarray(obj).tolist())
+  raise TypeError(f"Cannot write a {type(obj).__name__} as JSON: {obj!r}.")
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+  """Writes `obj`, as `to_jsonable` has it; a reader sees the old file or the new, never a part."""
+  path = pathlib.Path(path)
+  text = json.dumps(to_jsonable(obj), indent=2, allow_nan=False) + "\n"
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, path)
+
+
+def provenance() -> dict[str, Any]:
+  """What made a result: commit, command, versions, devices and date (UTC).
+
+  Names no machine and no user. `commit` is None outside a git checkout; `dirty` says whether the
+  checkout had changes that are in no commit.
+  """
+  versions = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    versions[package] = importlib.metadata.version(package)
+  devices = jax.devices()
+  return {
+    **_git_state(),
+    "command": shlex.join(sys.argv),
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "versions": versions,
+    "platform": platform.platform(),
+    "device_kind": devices[0].device_kind,
+    "num_devices": len(devices),
+    "num_processes": jax.process_count(),
+  }
+
+
+def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint: str) -> None:
+  """Makes `workdir` this run's, or checks that it already is.
+
+  The first call writes config.json: {"config", "provenance", "data": {"fingerprint"}}. Later calls
+  leave it as it is.
+
+  Raises:
+    UserError: the workdir holds another configuration or other data (the sentence names the first
+      key that differs), its config.json cannot be read, or it cannot be written to.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / "config.json"
+  ours = {"config": to_jsonable(config), "data": {"fingerprint": data_fingerprint}}
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK | os.X_OK):
+      raise PermissionError("permission denied")
+    if not path.exists():
+      if jax.process_index() == 0:
+        write_json(path, {**ours, "provenance": provenance()})
+      return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    theirs = {key: stored[key] for key in ours}
+  except OSError as error:
+    raise UserError(
+      f"Cannot write to workdir {workdir} ({error.strerror or error}); give another --workdir."
+    ) from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"{path} is not the record of a run ({error}); give another --workdir, or remove this one."
+    ) from error
+  for key, there, here in _differences(theirs, ours):
+    raise UserError(
+      f"Workdir {workdir} holds another run: {key} is {there} there and {here} here. Give another "
+      "--workdir, or the configuration and data of the run that is there."
+    )
+
+
+def peak_memory_mb() -> float:
+  """The most memory that this process has held so far, in MiB; device memory is not in it."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak / (2**20 if sys.platform == "darwin" else 2**10)  # Bytes there, KiB elsewhere.
+
+
+def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+  """Yields (dotted key, their value, our value) where two JSON trees differ, in `ours`'s order."""
+  if isinstance(theirs, dict) and isinstance(ours, dict):
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+      inner = f"{key}.{name}" if key else name
+      yield from _differences(theirs.get(name, _MISSING), ours.get(name, _MISSING), inner)
+  elif theirs != ours:
+    yield key, *("absent" if value is _MISSING else repr(value) for value in (theirs, ours))
+
+
+def _git_state() -> dict[str, str | bool | None]:
+  """The checkout's commit, and whether it has changes; both None where that cannot be told."""
+
+  def git(*args: str) -> str:
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    # An installed copy can lie inside some other repository; only a tracked file is a checkout.
+    git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+  except (OSError, subprocess.CalledProcessError):
+    return {"commit": None, "dirty": None}

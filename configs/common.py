@@ -1,0 +1,195 @@
+"""What the configs share: their switches, and the settings that several of them repeat."""
+
+import difflib
+
+from ml_collections import config_dict
+
+
+def parse_arg(arg: str, **defaults: bool | int | float | str) -> config_dict.ConfigDict:
+  """Reads what stands behind the colon of `--config=configs/x.py:ARG`.
+
+  `smoke,num_levels=4` sets the switch `smoke` to True and `num_levels` to the int 4.
+
+  Args:
+    arg: comma-separated `name` (sets a bool to True) or `name=value`; "" for the defaults.
+    **defaults: every name there is, with its value when not given, which also settles its type.
+
+  Returns:
+    A ConfigDict with the names of `defaults`.
+
+  Raises:
+    ValueError: an unknown name (the message names the nearest right one), a name without a value
+      that is not a bool, or a value that does not read as its default's type.
+  """
+  config = config_dict.ConfigDict(defaults)
+  for part in filter(None, (part.strip() for part in arg.split(","))):
+    name, equals, text = part.partition("=")
+    if name not in defaults:
+      near = difflib.get_close_matches(name, defaults, n=1)
+      hint = f"did you mean {near[0]!r}? " if near else ""
+      known = ", ".join(sorted(defaults)) or "none"
+      raise ValueError(f"Unknown config argument {name!r}: {hint}This config knows: {known}.")
+    kind = type(defaults[name])
+    if not equals and kind is not bool:
+      raise ValueError(f"Config argument {name!r} needs a value: {name}=<{kind.__name__}>.")
+    try:
+      config[name] = _parse_bool(text or "true") if kind is bool else kind(text)
+    except ValueError as error:
+      raise ValueError(
+        f"Config argument {part!r}: {text!r} does not read as {kind.__name__}."
+      ) from error
+  return config
+
+
+def _parse_bool(text: str) -> bool:
+  values = {"true": True, "1": True, "false": False, "0": False}
+  if text.lower() not in values:
+    raise ValueError(text)
+  return values[text.lower()]
+
+
+SWITCHES = dict(
+  smoke=False,  # A run of seconds.
+  causal=False,  # The causal encoder, which is not the paper's; see models/generator.py.
+  cpu=False,  # A smaller generator with the causal encoder, for a machine without accelerator.
+  srgnn=False,  # SR-GNN in place of SASRec as stage one's sequence encoder.
+  no_mim=False,  # Table 3: without L_MIM and the modality-specific encoders.
+  no_rec=False,  # Table 3: without L_Rec and the id signal, which only L_Rec supervises.
+  unshared=False,  # Table 3: codebooks of their own for every signal.
+  no_similarity=False,  # Table 4, S: plain self-attention.
+  inherited=False,  # Table 4, E: code embeddings start as stage one's codebooks.
+  no_id=False,  # Figure 4.
+  no_text=False,  # Figure 4.
+  no_image=False,  # Figure 4.
+)
+
+# What the sources that read files have in common. An item or user stays with so many interactions.
+DATA = dict(
+  min_interactions=5,
+  text_model="sentence-transformers/sentence-t5-base",  # Any name or local path.
+  text_columns=(),  # Empty: every column of text.
+  cache_dir="~/.cache/bbqrec_jax",
+)
+
+
+def amazon(subset: str) -> dict:
+  """The `data` section of one category of the Amazon 2014 release."""
+  return dict(
+    source="amazon",
+    subset=subset,
+    root="data/amazon",
+    download=True,
+    **DATA | dict(text_columns=("title", "description")),
+  )
+
+
+def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
+  """BBQRec with the paper's values where it gives them (sections 5.1 and 5.4).
+
+  The rest follows the best-documented recipes of the field: the tokenizer's optimizer and the
+  generator's shape, optimizer, schedule and patience are those of public TIGER reproductions.
+
+  Args:
+    arg: with every name of SWITCHES.
+    data: the `data` section; `modalities` is set here.
+  """
+  config = config_dict.ConfigDict(dict(seed=0, stages=("tokenizer", "generator")))
+  config.max_history = max_history = config_dict.FieldReference(20)  # T.
+  config.num_levels = num_levels = config_dict.FieldReference(3)  # L.
+  config.codebook_size = codebook_size = config_dict.FieldReference(256)  # N.
+  config.latent_dim = latent_dim = config_dict.FieldReference(128)  # D.
+  modalities = tuple(m for m in ("text", "image") if not arg[f"no_{m}"])
+  if arg.smoke:  # On the embedded data, whatever the config's own are.
+    data = dict(source="synthetic")
+  config.data = dict(data, modalities=modalities)
+
+  config.tokenizer = dict(
+    model_name="tokenizer",  # bbqrec_jax/models/<model_name>.py; `model` is its arguments.
+    model=dict(
+      num_levels=num_levels,
+      codebook_size=codebook_size,
+      latent_dim=latent_dim,
+      use_id=not (arg.no_id or arg.no_rec),
+      shared_codebook=not arg.unshared,
+      use_specific=not arg.no_mim,
+      normalize_latents=True,  # Not in the paper; without it the objective diverges.
+      hidden_dims=(512, 256),
+      # f of Eq. (11): bbqrec_jax/models/<sequence_encoder>_encoder.py and its arguments.
+      sequence_encoder="srgnn" if arg.srgnn else "sasrec",
+      sequence_kwargs=dict() if arg.srgnn else dict(max_history=max_history),
+      dropout_rate=0.2,
+    ),
+    recon_weights=dict(text=1.0, image=1.0),
+    commitment_weight=0.25,  # alpha: BBQRec Eq. (9).
+    rec_weight=0.0 if arg.no_rec else 1.0,  # beta: BBQRec Eq. (13).
+    mim_weight=0.0 if arg.no_mim else 1.0,  # gamma: BBQRec Eq. (13).
+    temperature=0.1,  # tau: BBQRec Eq. (12).
+    kmeans_iters=20,  # 0: random codebooks.
+    revive_steps=50,  # Codes unused for so many steps are moved; 0: never.
+    club_lr_scale=5.0,  # q_theta must keep up with the encoders.
+    # Not clipped: q_theta's gradients would set the norm, and scale everybody else's down.
+    optimizer=dict(
+      learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=1e-4, clip_norm=0.0
+    ),
+    batch_size=256,
+    num_epochs=200,
+    eval_epochs=1,
+    eval_batch_size=512,
+    monitor="reconstruction" if arg.no_rec else "recall@10",
+    patience=10,
+    log_steps=50,
+  )
+
+  config.generator = dict(
+    model_name="generator",
+    model=dict(
+      similarity=not arg.no_similarity,
+      num_buckets=100,  # K.
+      code_dim=latent_dim,
+      model_dim=128,
+      num_heads=6,
+      head_dim=64,
+      ff_dim=1024,
+      num_encoder_layers=4,
+      num_decoder_layers=4,
+      dropout_rate=0.1,
+      encoder="causal" if arg.causal or arg.cpu else "bidirectional",
+    ),
+    inherit_codebooks=arg.inherited,
+    optimizer=dict(
+      learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, weight_decay=0.035, clip_norm=1.0
+    ),
+    batch_size=256,
+    num_epochs=200,
+    eval_epochs=2,
+    eval_batch_size=128,
+    num_beams=50,
+    num_results=20,
+    selection_users=0,  # Validation users that select the model; 0: all.
+    monitor="ndcg@10",
+    patience=10,
+    log_steps=100,
+  )
+  if arg.cpu:
+    config.generator.model.update(
+      num_heads=4, head_dim=32, ff_dim=512, num_encoder_layers=3, num_decoder_layers=3
+    )
+    config.generator.optimizer.update(learning_rate=1e-3, warmup_steps=500)
+    config.generator.update(batch_size=128, num_epochs=40, selection_users=5_000)
+    config.tokenizer.update(num_epochs=30)
+  if arg.smoke:
+    _shrink(config)
+  return config
+
+
+def _shrink(config: config_dict.ConfigDict) -> None:
+  """A run of seconds that goes through everything; its numbers mean nothing."""
+  config.max_history, config.codebook_size, config.latent_dim = 8, 16, 8
+  config.tokenizer.update(batch_size=32, num_epochs=2, eval_batch_size=64, log_steps=5)
+  config.tokenizer.model.hidden_dims = (16,)
+  config.generator.update(
+    batch_size=64, num_epochs=2, eval_epochs=1, eval_batch_size=64, num_beams=10, log_steps=5
+  )
+  config.generator.model.update(
+    model_dim=16, num_heads=2, head_dim=8, ff_dim=32, num_encoder_layers=1, num_decoder_layers=1
+  )

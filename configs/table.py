@@ -1,0 +1,26 @@
+r"""Your own tables: interactions with user_id, item_id, timestamp; items with item_id and texts.
+
+python -m bbqrec_jax.main --config=configs/table.py --config.data.interactions=log.parquet \
+    --config.data.items=items.parquet --workdir=runs/mine
+
+.csv and .parquet (extra [table]) alike. Without features.text, the other columns of the items'
+table are encoded by data.text_model (extra [text]).
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  arg = common.parse_arg(arg, **common.SWITCHES)
+  return common.bbqrec(
+    arg,
+    data=dict(
+      source="table",
+      interactions=config_dict.placeholder(str),
+      items=config_dict.placeholder(str),
+      features=dict(text=config_dict.placeholder(str), image=config_dict.placeholder(str)),
+      **common.DATA,
+    ),
+  )

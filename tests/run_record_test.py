@@ -1,0 +1,114 @@
+"""config.json claims a workdir for one run, and no file is ever half written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbqrec_jax import run_record
+from bbqrec_jax.errors import UserError
+
+CONFIG = {"seed": 0, "ks": (5, 10), "tokenizer": {"model": {"num_levels": 3}, "weight": 1.0}}
+
+
+def test_to_jsonable_takes_arrays_tuples_and_nan():
+  obj = {
+    "count": np.int64(2), "loss": jnp.float32(0.5), "codes": np.arange(3), "nan": (np.nan, np.inf),
+    2: True, "none": None,
+  }  # fmt: skip
+  assert run_record.to_jsonable(obj) == {
+    "count": 2, "loss": 0.5, "codes": [0, 1, 2], "nan": [None, None], "2": True, "none": None,
+  }  # fmt: skip
+  with pytest.raises(TypeError, match="object"):
+    run_record.to_jsonable({"bad": object()})
+
+
+def test_write_json_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "a.json"
+  run_record.write_json(path, {"a": 1})
+
+  def fail(*_):
+    raise OSError("disk full")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+      run_record.write_json(path, {"a": 2})
+  with pytest.raises(TypeError):
+    run_record.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_claim_writes_once_and_the_same_run_may_come_back(tmp_path):
+  workdir = tmp_path / "runs" / "a"
+  run_record.claim_workdir(workdir, CONFIG, "f00d")
+  first = (workdir / "config.json").read_text()
+  record = json.loads(first)
+  assert record["config"] == {**CONFIG, "ks": [5, 10]}
+  assert record["data"] == {"fingerprint": "f00d"}
+  assert record["provenance"]["versions"]["numpy"] == np.__version__
+  run_record.claim_workdir(workdir, CONFIG, "f00d")
+  assert (workdir / "config.json").read_text() == first
+  assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  ("config", "fingerprint", "said"),
+  [
+    ({**CONFIG, "seed": 1}, "f00d", "config.seed is 0 there and 1 here"),
+    ({**CONFIG, "ks": (5,)}, "f00d", r"config.ks is \[5, 10\] there and \[5\] here"),
+    (
+      {**CONFIG, "tokenizer": {"model": {"num_levels": 4}, "weight": 2.0}},
+      "f00d",
+      "config.tokenizer.model.num_levels is 3 there and 4 here",
+    ),
+    ({**CONFIG, "new": None}, "f00d", "config.new is absent there and None here"),
+    ({"seed": 0, "ks": (5, 10)}, "f00d", "config.tokenizer is .* there and absent here"),
+    (CONFIG, "beef", "data.fingerprint is 'f00d' there and 'beef' here"),
+  ],
+)
+def test_another_run_is_refused_by_its_first_differing_key(tmp_path, config, fingerprint, said):
+  run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+  with pytest.raises(UserError, match=said):
+    run_record.claim_workdir(tmp_path, config, fingerprint)
+
+
+def test_workdirs_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match=r"Cannot write to workdir .*Not a directory"):
+    run_record.claim_workdir(tmp_path / "file" / "a", CONFIG, "f00d")
+  with pytest.raises(UserError, match=r"Cannot write to workdir .*File exists"):
+    run_record.claim_workdir(tmp_path / "file", CONFIG, "f00d")
+  monkeypatch.setattr(os, "access", lambda *_: False)  # Root may write anywhere.
+  with pytest.raises(UserError, match=r"Cannot write to workdir .*permission denied"):
+    run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]"])
+def test_broken_config_json_is_refused(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError, match="is not"):
+    run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+
+
+def test_provenance_agrees_with_git_and_outlives_its_absence(monkeypatch):
+  record = run_record.provenance()
+  assert set(record["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
+  assert record["num_devices"] == 2 and record["device_kind"] == "cpu"  # conftest.py's.
+  git = ["git", "-C", os.path.dirname(run_record.__file__), "rev-parse", "HEAD"]
+  head = subprocess.run(git, capture_output=True, text=True)
+  assert record["commit"] in (None, head.stdout.strip())
+  monkeypatch.setenv("PATH", "")
+  assert run_record.provenance()["commit"] is None
+
+
+def test_peak_memory_counts_what_was_held():
+  before = run_record.peak_memory_mb()
+  held = np.ones(2**25 + int(before * 2**17))  # 256 MiB more than the peak so far.
+  after = run_record.peak_memory_mb()
+  assert held.nbytes / 2**20 < after < held.nbytes / 2**20 + before + 64
+  assert "resource" in sys.modules
