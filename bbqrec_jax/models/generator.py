@@ -185,7 +185,8 @@ class Model(nn.Module):
     self.decoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=False)
     self.dropout = layers.Dropout(self.dropout_rate)
     self.heads = self.param(
-      "heads", nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0, 1)),
+      "heads",
+      nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0, 1)),
       (levels, signals, self.model_dim, codes),
     )
 
@@ -285,9 +286,7 @@ class Model(nn.Module):
     memory = self.encode(codes, vectors, mask)
     return Cache(memory, (None,) * self.num_decoder_layers, (None,) * self.num_decoder_layers)
 
-  def step(
-    self, level: int, tokens: jax.Array | None, cache: Cache
-  ) -> tuple[jax.Array, Cache]:
+  def step(self, level: int, tokens: jax.Array | None, cache: Cache) -> tuple[jax.Array, Cache]:
     """One decoding step: the log-probabilities of level `level` after each beam's tokens.
 
     Args:

@@ -45,8 +45,9 @@ def relative_buckets(
   else:
     distance = np.maximum(-relative, 0)
   exact = num_buckets // 2
-  scale = (num_buckets - exact) / math.log(max_distance / exact)
-  far = exact + (np.log(np.maximum(distance, 1) / exact) * scale).astype(np.int32)
+  # 1 at max_distance. Divided first: the other order rounds bucket 14 of distance 64 down to 13.
+  share = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+  far = exact + (share * (num_buckets - exact)).astype(np.int32)
   bucket = np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))
   return (offset + bucket).astype(np.int32)
 
@@ -66,9 +67,7 @@ class RelativePositionBias(nn.Module):
       "table", nn.initializers.normal(stddev=0.02), (self.num_buckets, self.num_heads)
     )
     relative = key_positions[None, :] - query_positions[:, None]
-    buckets = relative_buckets(
-      relative, self.num_buckets, self.max_distance, self.bidirectional
-    )
+    buckets = relative_buckets(relative, self.num_buckets, self.max_distance, self.bidirectional)
     return jnp.einsum("qkh->hqk", table[buckets])
 
 

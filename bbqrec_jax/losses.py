@@ -1,0 +1,106 @@
+"""Losses: arrays in, scalars out. Each names its equation and how it is reduced.
+
+`weights` is 1.0 for a row that counts and 0.0 for padding; a mean over no rows is 0.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Mean of values over the rows whose weight is 1; both have one shape, 0 if no row counts."""
+  if values.shape != weights.shape:
+    raise ValueError(f"values {values.shape} and weights {weights.shape} must have one shape.")
+  return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def quantization_losses(
+  residuals: jax.Array, embeds: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Codebook and commitment losses of the residual quantizer: BBQRec Eq. (9), second line.
+
+  The first moves code vectors to what they quantize, the second (whose weight alpha is the
+  caller's) moves the encoders to the code vectors; each gradient reaches its own side only.
+
+  Args:
+    residuals: [B, M, L, D] float32, what each level was asked to quantize.
+    embeds: [B, M, L, D] float32, the code vector that each level chose.
+    weights: [B] float32, 1.0 for an item and 0.0 for a padding row.
+
+  Returns:
+    (codebook_loss [], commitment_loss []): squared latent units; sum over M, L and D, mean over
+    items.
+  """
+
+  def reduce(error):  # [B, M, L, D] -> []
+    return weighted_mean(jnp.sum(error**2, axis=(1, 2, 3)), weights)
+
+  stop = jax.lax.stop_gradient
+  return reduce(stop(residuals) - embeds), reduce(residuals - stop(embeds))
+
+
+def reconstruction_loss(
+  x: jax.Array, x_hat: jax.Array, present: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Squared error of one modality's reconstruction: a term of BBQRec Eq. (9), first line.
+
+  Args:
+    x: [B, F] float32, the input vectors; any finite values where absent.
+    x_hat: [B, F] float32, their reconstructions.
+    present: [B] bool, whether the item has this modality.
+    weights: [B] float32, 1.0 for an item and 0.0 for a padding row.
+
+  Returns:
+    [] float32, squared feature units; sum over F, mean over the items that have the modality.
+  """
+  return weighted_mean(jnp.sum((x - x_hat) ** 2, axis=-1), weights * present)
+
+
+def info_nce(
+  h: jax.Array, v: jax.Array, targets: jax.Array, item_weights: jax.Array, temperature: float
+) -> jax.Array:
+  """Sequence-to-item contrast over a batch's distinct items: BBQRec Eq. (12).
+
+  Every row of v is another item, so the positive stands in the denominator exactly once, and so
+  does each negative, however often an item occurs in the batch.
+
+  Args:
+    h: [B, T, E] float32, what the history up to t predicts.
+    v: [P, E] float32, the batch's distinct items.
+    targets: [B, T] int32, the row of v that comes next, or -1 where nothing is predicted.
+    item_weights: [P] float32, 1.0 for an item and 0.0 for a padding row, which is no negative.
+    temperature: tau, by which the cosines are divided.
+
+  Returns:
+    [] float32, nats; mean over the predicted positions.
+  """
+  # At full float32 precision: a small temperature magnifies the rounding of the cosines.
+  cosines = jnp.einsum("bte,pe->btp", unit(h), unit(v), precision=jax.lax.Precision.HIGHEST)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    cosines / temperature, jnp.maximum(targets, 0), where=(item_weights > 0)[None, None, :]
+  )
+  return weighted_mean(losses, (targets >= 0).astype(losses.dtype))
+
+
+def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) -> jax.Array:
+  """Cross-entropy of items' semantic IDs: BBQRec Eq. (1).
+
+  A token's probability is the product of its signals' codes', so the log-likelihoods add up.
+
+  Args:
+    logits: [..., L, M, N] of any float type, each level's and signal's scores of the N codes.
+    codes: [..., L, M] int32 in [0, N), the right ones; any of them where the weight is 0.
+    weights: [...] float32, 1.0 for an example and 0.0 for padding.
+
+  Returns:
+    [] float32, nats an item; sum over L and M, mean over examples.
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), codes)
+  return weighted_mean(jnp.sum(losses, axis=(-2, -1)), weights)
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Scales the last axis of x to unit length; a vector of zeros stays as it is."""
+  # Bounded inside the root: the gradient of a plain norm is NaN at zero.
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))

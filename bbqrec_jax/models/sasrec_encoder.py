@@ -1,0 +1,60 @@
+"""SASRec as the sequence encoder f of BBQRec Eq. (11)."""
+
+import flax.linen as nn
+import jax
+
+
+class Encoder(nn.Module):
+  """A causal transformer over item vectors.
+
+  Kang and McAuley 2018 (SASRec, arXiv:1808.09781). Item vectors come from the tokenizer rather
+  than from an embedding table; blocks are pre-norm with a GELU layer four times as wide, where
+  the paper has ReLU and one width. Position 0 is a history's oldest item.
+  """
+
+  out_dim: int
+  max_history: int = 20  # T at most: the number of learned positions.
+  width: int = 128
+  num_layers: int = 2
+  num_heads: int = 2
+  dropout_rate: float = 0.2
+
+  @nn.compact
+  def __call__(self, v: jax.Array, items: jax.Array, deterministic: bool) -> jax.Array:
+    """Represents every prefix: h_t depends on v_1..v_t alone.
+
+    Args:
+      v: [B, T, E] float32, finite also at padding.
+      items: [B, T] int32, which item stands where, -1 behind the end of a history. Only the shape
+        is read: padding comes last, so the causal mask alone keeps it away from every item.
+      deterministic: whether dropout is off; if not, apply() needs the "dropout" key.
+
+    Returns:
+      [B, T, out_dim] float32; meaningless, yet finite, at padding.
+
+    Raises ValueError if the shapes disagree or T is above max_history.
+    """
+    if v.shape[:2] != items.shape or items.shape[1] > self.max_history:
+      raise ValueError(
+        f"v {v.shape} and items {items.shape} must agree in [B, T], T <= {self.max_history}."
+      )
+    dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    positions = self.param(
+      "positions", nn.initializers.normal(0.01), (self.max_history, self.width)
+    )
+    x = nn.Dense(self.width, name="in")(v) + positions[None, : items.shape[1]]
+    # The norm makes what follows independent of the scale of the tokenizer's latents.
+    x = dropout(nn.LayerNorm(name="in_norm")(x))
+    mask = nn.make_causal_mask(items)  # [B, 1, T, T]
+    for layer in range(self.num_layers):
+      attention = nn.MultiHeadDotProductAttention(
+        self.num_heads,
+        dropout_rate=self.dropout_rate,
+        deterministic=deterministic,
+        name=f"attention_{layer}",
+      )
+      x += dropout(attention(nn.LayerNorm(name=f"attention_norm_{layer}")(x), mask=mask))
+      y = nn.LayerNorm(name=f"mlp_norm_{layer}")(x)
+      y = nn.gelu(nn.Dense(4 * self.width, name=f"mlp_in_{layer}")(y))
+      x += dropout(nn.Dense(self.width, name=f"mlp_out_{layer}")(y))
+    return nn.Dense(self.out_dim, name="out")(nn.LayerNorm(name="out_norm")(x))

@@ -1,0 +1,103 @@
+"""Losses against the slow way, and what they must ignore."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbqrec_jax import losses
+from tests.reference import tokenizer as reference
+
+B, M, L, D, P, T, F, N = 5, 2, 3, 7, 11, 4, 13, 6
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_codebook_and_commitment_losses_reach_one_side_each():
+  residuals, embeds = normal(0, B, M, L, D), normal(1, B, M, L, D)
+  weights = jnp.array([1.0, 1.0, 0.0, 1.0, 0.0])
+  expected = np.sum(np.asarray(residuals - embeds)[[0, 1, 3]] ** 2) / 3
+  np.testing.assert_allclose(
+    losses.quantization_losses(residuals, embeds, weights), [expected, expected], rtol=1e-5
+  )
+  jacobian = jax.jacobian(losses.quantization_losses, argnums=(0, 1))(residuals, embeds, weights)
+  (codebook_to_residuals, codebook_to_embeds), (commit_to_residuals, commit_to_embeds) = jacobian
+  zeros = jnp.zeros_like(residuals)
+  chex.assert_trees_all_equal((codebook_to_residuals, commit_to_embeds), (zeros, zeros))
+  gradient = 2 * (residuals - embeds) * weights[:, None, None, None] / 3
+  chex.assert_trees_all_close(
+    (commit_to_residuals, codebook_to_embeds), (gradient, -gradient), atol=1e-6
+  )
+
+
+def test_reconstruction_is_masked_by_presence_and_weights():
+  x, x_hat = normal(0, B, F), normal(1, B, F)
+  present = jnp.array([True, False, True, True, True])
+  weights = jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])
+  value, gradient = jax.value_and_grad(losses.reconstruction_loss, argnums=1)(
+    x, x_hat, present, weights
+  )
+  counted = [0, 3, 4]
+  expected = np.mean([np.sum((np.asarray(x)[i] - np.asarray(x_hat)[i]) ** 2) for i in counted])
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=1), [1, 0, 0, 1, 1])
+  assert losses.reconstruction_loss(x, x_hat, present, jnp.zeros(B)) == 0.0
+
+
+class InfoNceTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.h, self.v = normal(0, B, T, D), normal(1, P, D)
+    targets = jax.random.randint(jax.random.key(2), (B, T), 0, P)
+    # Several positions share a target, some predict nothing, and row 3 of v is padding.
+    targets = targets.at[0].set(5).at[1, 1:].set(-1)
+    self.targets = jnp.where(targets == 3, 4, targets)
+    self.item_weights = jnp.ones(P).at[3].set(0.0)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_equals_the_sum_over_distinct_items(self):
+    value = self.variant(losses.info_nce)(self.h, self.v, self.targets, self.item_weights, 0.1)
+    args = map(np.asarray, (self.h, self.v, self.targets, self.item_weights))
+    np.testing.assert_allclose(value, reference.info_nce(*args, 0.1), rtol=1e-5)
+
+  def test_padding_changes_nothing_and_gets_no_gradient(self):
+    def loss(h, v):
+      return losses.info_nce(h, v, self.targets, self.item_weights, 0.1)
+
+    value, (grad_h, grad_v) = jax.value_and_grad(loss, argnums=(0, 1))(self.h, self.v)
+    # Zeros as a padded sequence gives them: a plain norm's gradient would be NaN there.
+    h, v = self.h.at[1, 1:].set(0.0), self.v.at[3].set(0.0)
+    padded, (padded_h, padded_v) = jax.value_and_grad(loss, argnums=(0, 1))(h, v)
+    chex.assert_trees_all_close((value, grad_h, grad_v), (padded, padded_h, padded_v), atol=1e-6)
+    chex.assert_trees_all_equal(
+      (padded_h[1, 1:], padded_v[3]), (jnp.zeros((T - 1, D)), jnp.zeros(D))
+    )
+
+  def test_no_item_and_no_target_give_zero(self):
+    none = losses.info_nce(self.h, self.v, jnp.full((B, T), -1), jnp.zeros(P), 0.1)
+    assert none == 0.0
+
+
+def test_semantic_id_loss_is_the_log_probability_of_the_codes():
+  logits = normal(0, B, T, L, M, N)
+  codes = jax.random.randint(jax.random.key(1), (B, T, L, M), 0, N)
+  weights = (jax.random.uniform(jax.random.key(2), (B, T)) < 0.6).astype(jnp.float32)
+  probabilities = np.exp(np.asarray(logits, np.float64))
+  probabilities /= probabilities.sum(-1, keepdims=True)
+  nats = []
+  for b, t in np.argwhere(weights):
+    chosen = [probabilities[b, t, l, m, codes[b, t, l, m]] for l, m in np.ndindex(L, M)]
+    nats.append(-np.log(np.prod(chosen)))
+  value = losses.semantic_id_loss(logits, codes, weights)
+  np.testing.assert_allclose(value, np.mean(nats), rtol=1e-5)
+  # Two equal codes in each of L x M places: a uniform guess costs log N for each.
+  uniform = losses.semantic_id_loss(jnp.zeros_like(logits), codes, weights)
+  np.testing.assert_allclose(uniform, L * M * np.log(N), rtol=1e-5)
+
+
+def test_weights_of_another_shape_raise():
+  with pytest.raises(ValueError, match="one shape"):
+    losses.weighted_mean(jnp.ones((B, 1)), jnp.ones(B))

@@ -1,0 +1,19 @@
+"""The multilayer perceptron against NumPy."""
+
+import jax
+import numpy as np
+
+from bbqrec_jax.models import mlp
+
+
+def test_equals_matrix_products_with_relu_between():
+  x = jax.random.normal(jax.random.key(0), (3, 5))
+  model = mlp.MLP((7, 11), out_dim=2)
+  variables = model.init(jax.random.key(1), x)
+  layers = [jax.tree.map(np.asarray, variables["params"][f"Dense_{i}"]) for i in range(3)]
+  hidden = np.asarray(x)
+  for layer in layers[:-1]:
+    hidden = np.maximum(hidden @ layer["kernel"] + layer["bias"], 0)
+  expected = hidden @ layers[-1]["kernel"] + layers[-1]["bias"]
+  np.testing.assert_allclose(model.apply(variables, x), expected, atol=1e-5)
+  assert np.any(expected < 0)  # The last layer is linear.

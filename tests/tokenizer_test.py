@@ -1,0 +1,186 @@
+"""The tokenizer's model: what its parts are fed, and what they must ignore."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbqrec_jax import losses
+from bbqrec_jax.models import tokenizer
+
+NUM_ITEMS, P, B, T, D, L, N = 17, 5, 2, 4, 6, 3, 7
+FEATURE_DIMS = {"text": 11, "image": 3}
+
+
+@functools.cache
+def default():
+  """The full model, built once for the tests that change nothing about it."""
+  return build()
+
+
+def build(**kwargs):
+  """A small model, its variables and a batch.
+
+  Row 1 has no text, row 2 no image, row 4 is padding.
+  """
+  kwargs = dict(feature_dims=FEATURE_DIMS, sequence_kwargs=dict(width=8, num_layers=1)) | kwargs
+  model = tokenizer.Model(
+    num_items=NUM_ITEMS, latent_dim=D, num_levels=L, codebook_size=N, hidden_dims=(13,), **kwargs
+  )
+  dims = kwargs["feature_dims"]
+  batch = dict(
+    items=jnp.array([3, 16, 0, 9, -1]),
+    features={
+      m: jax.random.normal(jax.random.key(i), (P, f)) for i, (m, f) in enumerate(dims.items())
+    },
+    present={m: jnp.arange(P) != 1 + i for i, m in enumerate(dims)},
+    positions=jnp.array([[0, 3, 0, 2], [1, 2, -1, -1]]),
+  )
+  variables = model.init(jax.random.key(9), **batch, deterministic=True)
+  return model, variables, batch
+
+
+def total_loss(model, params, batch):
+  """Every loss of stage one, equally weighted."""
+  out = model.apply({"params": params}, **batch, deterministic=True)
+  weights = (batch["items"] >= 0).astype(jnp.float32)
+  total = sum(losses.quantization_losses(out.quantized.residuals, out.quantized.embeds, weights))
+  for m, x_hat in out.reconstructions.items():
+    total += losses.reconstruction_loss(batch["features"][m], x_hat, batch["present"][m], weights)
+  targets = jnp.pad(batch["positions"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+  total += losses.info_nce(out.h, out.v, targets, weights, 0.1)
+  return total + sum(sum(information) for information in out.mutual_information.values())
+
+
+class ModelTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_shapes_and_signals(self):
+    model, variables, batch = default()
+    assert model.signals == ("id", "text", "image")
+    out = self.variant(lambda v: model.apply(v, **batch, deterministic=True))(variables)
+    chex.assert_shape(out.latents.behavior, (P, 3, D))
+    chex.assert_shape(list(out.latents.specific.values()), (P, D))
+    chex.assert_shape(out.quantized.codes, (P, L, 3))
+    chex.assert_shape((out.v, out.h), ((P, 3 * D), (B, T, 3 * D)))
+    assert {m: x.shape for m, x in out.reconstructions.items()} == {
+      "text": (P, 11),
+      "image": (P, 3),
+    }
+    chex.assert_tree_all_finite(out)
+
+  def test_every_switch_builds_and_trains_what_it_leaves(self):
+    cases = [
+      dict(use_id=False, use_specific=False, sequence_encoder="srgnn", sequence_kwargs={}),
+      dict(shared_codebook=False, normalize_latents=False),
+      dict(feature_dims={}),
+    ]
+    for case in cases:
+      model, variables, batch = build(**case)
+      grads = jax.grad(lambda p: total_loss(model, p, batch))(variables["params"])  # noqa: B023
+      chex.assert_tree_all_finite(grads)
+      names = set(variables["params"])
+      assert ("id_embedding" in names) == case.get("use_id", True)
+      assert any(n.startswith("club_") for n in names) == (
+        case.get("use_specific", True) and bool(model.feature_dims)
+      )
+      for name, grad in grads.items():  # No part is left without a teacher.
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grad)), (case, name)
+    with pytest.raises(ValueError, match="at least one modality"):
+      build(feature_dims={}, use_id=False)
+
+  def test_padding_rows_change_nothing(self):
+    model, variables, batch = default()
+    loss_fn = jax.jit(jax.value_and_grad(lambda p, batch: total_loss(model, p, batch)))
+    expected = loss_fn(variables["params"], batch)
+    other = jax.tree.map(lambda x: x, batch)
+    for m in FEATURE_DIMS:
+      other["features"][m] = other["features"][m].at[4].set(100.0)
+    chex.assert_trees_all_close(loss_fn(variables["params"], other), expected, rtol=1e-6)
+    fewer = jax.tree.map(lambda x: x[: P - 1] if x.shape[0] == P else x, batch)
+    assert fewer["items"].shape == (P - 1,)
+    chex.assert_trees_all_close(loss_fn(variables["params"], fewer), expected, rtol=1e-4, atol=1e-5)
+
+  def test_missing_inputs_take_the_learned_vector_and_teach_nothing_of_their_own(self):
+    model, variables, batch = default()
+    loss_fn = jax.jit(jax.value_and_grad(lambda p, batch: total_loss(model, p, batch)))
+    other = jax.tree.map(lambda x: x, batch)
+    other["features"]["text"] = other["features"]["text"].at[1].set(55.0)
+    expected = loss_fn(variables["params"], batch)
+    chex.assert_trees_all_equal(loss_fn(variables["params"], other), expected)
+    given = jax.tree.map(lambda x: x, batch)
+    given["features"]["text"] = (
+      given["features"]["text"].at[1].set(variables["params"]["missing_text"])
+    )
+    given["present"]["text"] = jnp.ones(P, bool)
+    args = ("items", "features", "present")
+    missing_latents, given_latents = (
+      model.apply(variables, *(b[k] for k in args), method="encode") for b in (batch, given)
+    )
+    chex.assert_trees_all_equal(missing_latents, given_latents)
+
+  def test_mutual_information_counts_present_items_only(self):
+    model, variables, batch = default()
+    out = model.apply(variables, **batch, deterministic=True)
+    rows = jnp.array([0, 2, 3])  # With text.
+    latents = tokenizer.Latents(
+      out.latents.behavior[rows], {"text": out.latents.specific["text"][rows]}
+    )
+    expected = model.apply(variables, latents, {"text": jnp.ones(3)}, method="mutual_information")
+    chex.assert_trees_all_close(out.mutual_information["text"], expected["text"], rtol=1e-4)
+
+  def test_normalised_latents_have_unit_length_and_no_mean(self):
+    model, variables, batch = default()
+    latents = model.apply(variables, **batch, deterministic=True).latents
+    for z in (latents.behavior, *latents.specific.values()):
+      np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
+      np.testing.assert_allclose(jnp.mean(z, axis=-1), 0.0, atol=1e-6)
+    model, variables, batch = build(normalize_latents=False)
+    latents = model.apply(variables, **batch, deterministic=True).latents
+    embedding = variables["params"]["id_embedding"]
+    chex.assert_trees_all_equal(latents.behavior[:4, 0], embedding[batch["items"][:4]])
+
+  def test_id_latents_stand_in_for_the_embedding(self):
+    model, variables, batch = default()
+    args = (batch["items"], batch["features"], batch["present"])
+    encoded = model.apply(variables, *args, method="encode")
+    given = 5.0 * variables["params"]["id_embedding"][jnp.maximum(batch["items"], 0)]
+    nobody = (jnp.full(P, -1), *args[1:])
+    again = model.apply(variables, *nobody, id_latents=given, method="encode")
+    chex.assert_trees_all_close(again, encoded, rtol=1e-5, atol=1e-6)
+    model, variables, batch = build(use_id=False)
+    with pytest.raises(ValueError, match="use_id=False"):
+      model.apply(variables, *args, id_latents=given, method="encode")
+
+  def test_lookup_gives_v_of_which_sequences_and_reconstructions_are_made(self):
+    model, variables, batch = default()
+    out = model.apply(variables, **batch, deterministic=True)
+    v = model.apply(variables, out.quantized.codes, method="lookup")
+    chex.assert_trees_all_equal(v, out.v)
+    rebuilt = model.apply(variables, v.reshape(P, 3, D), out.latents.specific, method="reconstruct")
+    chex.assert_trees_all_equal(out.reconstructions, rebuilt)  # Decoders see q, not z.
+    codebooks = np.asarray(variables["params"]["quantizer"]["codebooks"])[0]
+    codes = np.asarray(out.quantized.codes)[3]  # [L, M]
+    rows = [sum(codebooks[l, codes[l, m]] for l in range(L)) for m in range(3)]
+    np.testing.assert_allclose(v[3], np.concatenate(rows), atol=1e-6)
+    h = model.apply(
+      variables, v[batch["positions"]], batch["positions"], True, method="represent_sequence"
+    )
+    kept = batch["positions"] >= 0
+    chex.assert_trees_all_close(h[kept], out.h[kept], atol=1e-6)
+
+  def test_decoders_see_q_alone_without_the_specific_latents(self):
+    for use_specific in (True, False):
+      model, variables, _ = build(use_specific=use_specific)
+      specific = {"text": jnp.ones((P, D)), "image": jnp.ones((P, D))} if use_specific else {}
+      q = jax.random.normal(jax.random.key(5), (P, 3, D))
+      _, pullback = jax.vjp(
+        lambda q, v=variables, z=specific, m=model: m.apply(v, q, z, method="reconstruct")["image"],
+        q,
+      )
+      (grad,) = pullback(jax.random.normal(jax.random.key(6), (P, 3)))
+      np.testing.assert_array_equal(np.any(np.asarray(grad) != 0, axis=(0, 2)), [0, 0, 1])
+      first = variables["params"]["decoder_image"]["Dense_0"]["kernel"]
+      assert first.shape[0] == (2 * D if use_specific else D)
