@@ -127,9 +127,8 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     kmeans_iters=20,  # 0: random codebooks.
     revive_steps=50,  # Codes unused for so many steps are moved; 0: never.
     club_lr_scale=5.0,  # q_theta must keep up with the encoders.
-    # Not clipped: q_theta's gradients would set the norm, and scale everybody else's down.
     optimizer=dict(
-      learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=1e-4, clip_norm=0.0
+      learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=1e-4, clip_norm=1.0
     ),
     batch_size=256,
     num_epochs=200,

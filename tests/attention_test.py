@@ -56,7 +56,13 @@ def test_buckets_are_those_of_the_equation_and_span_0_to_k():
   vectors = np.array([[[1.0, 0.0], [2.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [9.0, 9.0]]], np.float32)
   mask = np.array([[True, True, True, True, False]])
   buckets = attention.similarity_buckets(jnp.asarray(vectors), jnp.asarray(mask), 100)
-  assert buckets[0, 0].tolist() == [100, 100, 0, 50, 50]  # Same, same, opposite, right angle, padding.
+  assert buckets[0, 0].tolist() == [
+    100,
+    100,
+    0,
+    50,
+    50,
+  ]  # Same, same, opposite, right angle, padding.
   random = np.random.default_rng(0).normal(size=(2, T, 7)).astype(np.float32)
   cosine = np.array(
     [[[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in row] for a in row] for row in random]

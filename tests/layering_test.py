@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "bbqrec_jax"
 ROWS = (  # From the top down; a folder stands for all its files.
-  ("main", "recommend", "compare", "report"),
+  ("main", "recommend", "compare", "record", "report"),
   ("trainers",),
   ("loop",),
   ("evaluators",),

@@ -27,7 +27,8 @@ def fit(features: Features) -> Scaling:
   """The scaling by the items that have the modality."""
   values = features.values[features.present].astype(np.float64)
   deviation = values.std(axis=0)
-  used = deviation > 1e-8
+  # Relative, so that the features' unit does not matter: below it is float32 rounding.
+  used = deviation > 1e-6 * np.abs(values).max(axis=0, initial=0.0)
   factor = np.where(used, 1.0 / np.where(used, deviation, 1.0), 0.0) / np.sqrt(max(used.sum(), 1))
   return Scaling(values.mean(axis=0).astype(np.float32), factor.astype(np.float32))
 

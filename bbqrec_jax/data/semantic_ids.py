@@ -55,4 +55,6 @@ def load(workdir: str | os.PathLike) -> SemanticIds:
   if not path.exists():
     raise UserError(f"{path} does not exist; run the tokenizer stage in this workdir first.")
   with np.load(path, allow_pickle=False) as file:
-    return SemanticIds(**{field.name: file[field.name] for field in dataclasses.fields(SemanticIds)})
+    return SemanticIds(
+      **{field.name: file[field.name] for field in dataclasses.fields(SemanticIds)}
+    )

@@ -1,0 +1,163 @@
+"""Runs the stages of a config, in order, in one workdir; the same command goes on or says done.
+
+python -m bbqrec_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import functools
+import importlib
+import json
+import logging
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_dict, config_flags
+
+from bbqrec_jax import recommend, report, run_record
+from bbqrec_jax.data import statistics
+from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.evaluators import ranking
+from bbqrec_jax.metric_writer import MetricWriter
+
+_INTERRUPTED = 130  # The shell's status for Ctrl-C.
+
+RESULTS_FILE = "results.json"
+
+
+def load_dataset(config) -> Dataset:
+  """The dataset of a config's `data` section: bbqrec_jax/data/<source>.py reads it."""
+  arguments = config.data.to_dict()
+  module = importlib.import_module(f"bbqrec_jax.data.{arguments.pop('source')}")
+  return module.load(**arguments)
+
+
+def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
+  """Runs what is not done yet, and returns the content of results.json."""
+  print(f"Devices: {', '.join(str(device) for device in jax.devices())}", flush=True)
+  dataset = load_dataset(config)
+  print(statistics.table1(dataset), flush=True)
+  check(config, dataset)
+  run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
+
+  results_path = workdir / RESULTS_FILE
+  if results_path.exists():
+    print(f"All stages are done; {results_path} stands as it is.", flush=True)
+    return json.loads(results_path.read_text(encoding="utf-8"))
+  records = {}
+  (workdir / "stages").mkdir(exist_ok=True)
+  with MetricWriter(workdir) as writer:
+    for stage in config.stages:
+      path = workdir / "stages" / f"{stage}.json"
+      if path.exists():
+        print(f"{stage}: done before.", flush=True)
+      else:
+        trainer = importlib.import_module(f"bbqrec_jax.trainers.{stage}")
+        run_record.write_json(path, trainer.train(config, dataset, workdir, writer))
+      records[stage] = json.loads(path.read_text(encoding="utf-8"))
+
+  last = records[config.stages[-1]]
+  results = {split: last[split] for split in ("valid", "test") if split in last}
+  results |= dict(
+    popularity=popularity_baseline(dataset),
+    stages=records,
+    data=dict(
+      name=dataset.name,
+      fingerprint=dataset.fingerprint,
+      table1=statistics.statistics(dataset)._asdict(),
+    ),
+    provenance=run_record.provenance(),
+  )
+  run_record.write_json(results_path, results)
+  return results
+
+
+def check(config, dataset: Dataset) -> None:
+  """Refuses what cannot work before any long work starts; warns where it can still run.
+
+  Raises UserError.
+  """
+  batch_size = config.tokenizer.batch_size
+  if dataset.num_users < 2 or dataset.num_items < 2:
+    raise UserError(
+      f"{dataset.name}: {dataset.num_users} users and {dataset.num_items} items are left; at "
+      "least 2 of each are needed. Lower data.min_interactions or bring more data."
+    )
+  if dataset.num_users < batch_size:
+    raise UserError(
+      f"{dataset.name}: {dataset.num_users} users are fewer than tokenizer.batch_size="
+      f"{batch_size}; lower tokenizer.batch_size (and generator.batch_size)."
+    )
+  num_signals = config.tokenizer.model.use_id + len(dataset.features)
+  if not num_signals:
+    raise UserError("No signal is left: the id is switched off and no item has text or image.")
+  num_ids = float(config.codebook_size) ** (config.num_levels * num_signals)
+  if num_ids < 10 * dataset.num_items:
+    print(
+      f"Warning: {config.codebook_size} codes at {config.num_levels} levels of {num_signals} "
+      f"signals give {num_ids:.3g} semantic IDs for {dataset.num_items} items; many items will "
+      "share one. Raise codebook_size or num_levels.",
+      file=sys.stderr,
+    )
+
+
+def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
+  """Recall and NDCG of ranking every item by its training count: split -> metrics."""
+  order = np.argsort(-train_counts(dataset), kind="stable")  # Ties: the lower item first.
+  ranks = np.empty(dataset.num_items, np.int32)
+  ranks[order] = np.arange(1, dataset.num_items + 1)
+  ranks = jnp.asarray(ranks)
+  results = {}
+  for split in ("valid", "test"):
+    evaluator = ranking.Evaluator(dataset, split=split, max_history=1, batch_size=4096)
+    results[split], _ = evaluator.run(lambda history, targets: ranks[targets])
+  return results
+
+
+def main(argv: list[str], flag_values: flags.FlagValues) -> int:
+  """The command; returns its exit status."""
+  del argv
+  absl_logging.get_absl_handler().setFormatter(None)  # What the data have to say, without prefix.
+  for chatty in ("jax", "tensorboardX"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
+  workdir = pathlib.Path(flag_values.workdir).expanduser()
+  config = config_dict.FrozenConfigDict(flag_values.config)
+  try:
+    results = run(config, workdir)
+    print(report.format_results(results))
+    recommender = recommend.Recommender.load(workdir)
+    print(report.format_examples(recommender, load_dataset(config), config.max_history))
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt as interrupt:
+    print(
+      f"\nStopped: {interrupt or 'nothing was lost'}. The same command goes on.", file=sys.stderr
+    )
+    return _INTERRUPTED
+  return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's flags from the command line; what is wrong with them in one sentence, then exit 1."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    # The config's own sentence stands last; misspelt keys come with the nearest right one.
+    said = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
+    kind = "" if isinstance(error, flags.Error) else "--config: "
+    print(f"Error: {kind}{' '.join(filter(None, said[-2:]))}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  # Configs import each other from the repository's root, wherever the command is run.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+  config_flags.DEFINE_config_file("config", None, "A file of configs/, with :arguments.")
+  flags.DEFINE_string("workdir", None, "Where everything of this run is kept.")
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(functools.partial(main, flag_values=flags.FLAGS), flags_parser=parse_flags)

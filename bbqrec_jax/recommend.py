@@ -1,0 +1,352 @@
+"""Recommendations from a trained workdir: a Python API and a command.
+
+python -m bbqrec_jax.recommend --workdir=runs/beauty --history=B004756YJA,B004ZT0SSG --k=10
+python -m bbqrec_jax.recommend --workdir=runs/beauty --input=histories.csv --output=recs.csv
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from bbqrec_jax import checkpoint, losses
+from bbqrec_jax.data import scaling, semantic_ids, table
+from bbqrec_jax.data.dataset import MODALITIES
+from bbqrec_jax.decoding import generate as generate_lib
+from bbqrec_jax.decoding import trie as trie_lib
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
+
+_BATCH_SIZES = (1, 8, 64)  # Histories are padded up to one of these: few programs to compile.
+_NEIGHBOURS = 10  # Items whose ids stand in for the id that a new item lacks.
+
+
+class Recommended(NamedTuple):
+  """What one history gets, best first."""
+
+  item_ids: list[str]
+  titles: list[str]  # "" where unknown.
+  scores: list[float]  # Log-probability of the item's semantic ID, nats.
+  unknown: list[str]  # Ids of the history that the catalogue does not have, so not used.
+
+
+class Recommender:
+  """Histories of original item ids in, original item ids out.
+
+  recommender = Recommender.load("runs/beauty")
+  recommender.recommend([["B004756YJA", "B004ZT0SSG"]], k=10)[0].item_ids
+  """
+
+  def __init__(self, config, ids: semantic_ids.SemanticIds, params, workdir: pathlib.Path):
+    """Use Recommender.load()."""
+    self._config, self._ids, self._params, self._workdir = config, ids, params, workdir
+    self._model = generator_trainer.make_model(config.generator, ids)
+    self._num_trained = len(ids.item_ids)  # Items that stage one was trained with.
+    self._generate = {}  # (number of results) -> jitted decoding.
+    self._tokenizer = None
+    self._set_catalogue(ids)
+
+  @classmethod
+  def load(cls, workdir: str | os.PathLike) -> "Recommender":
+    """Loads the selected parameters of a finished run.
+
+    Raises UserError if the workdir does not hold one.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    path = workdir / "config.json"
+    if not path.exists():
+      raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
+    stored = json.loads(path.read_text(encoding="utf-8"))["config"]
+    config = config_dict.FrozenConfigDict(stored)
+    ids = semantic_ids.load(workdir)
+    model = generator_trainer.make_model(config.generator, ids)
+    template = jax.eval_shape(
+      lambda codes, vectors: generator_trainer.init_params(
+        model, jax.random.key(0), generate_lib.Catalogue(codes, vectors), config.max_history
+      ),
+      ids.codes,
+      ids.vectors,
+    )
+    params = _restore_params(workdir, generator_trainer.STAGE, template)
+    return cls(config, ids, params, workdir)
+
+  @property
+  def item_ids(self) -> np.ndarray:
+    """[I] str, everything that can be recommended."""
+    return self._ids.item_ids
+
+  def recommend(
+    self, histories: Sequence[Sequence[str]], k: int = 10, *, filter_seen: bool = False
+  ) -> list[Recommended]:
+    """The k most probable next items of each history.
+
+    Args:
+      histories: original item ids, oldest first; the last max_history known ones are used.
+      k: how many items to return; fewer where the beams do not reach so many.
+      filter_seen: whether items of the history are left out.
+
+    Returns:
+      One Recommended for each history. A history without any known item gets no items.
+
+    Raises:
+      UserError: k is less than 1.
+    """
+    if k < 1:
+      raise UserError(f"k must be at least 1, got {k}.")
+    max_history = self._config.max_history
+    known = [[self._index[i] for i in history if i in self._index] for history in histories]
+    rows = [n for n, items in enumerate(known) if items]
+    array = np.full((len(histories), max_history), -1, np.int32)
+    for n in rows:
+      latest = known[n][-max_history:]
+      array[n, : len(latest)] = latest
+    # Seen items may hold all the first places, so that many more are asked for.
+    num_seen = max((len(set(items)) for items in known), default=0) if filter_seen else 0
+    items, scores = self._decode(array[rows], k + num_seen)
+    results = [
+      Recommended([], [], [], [i for i in history if i not in self._index]) for history in histories
+    ]
+    for n, row_items, row_scores in zip(rows, items, scores, strict=True):
+      drop = np.isin(row_items, known[n]) if filter_seen else np.zeros(row_items.shape, bool)
+      keep = np.flatnonzero((row_items >= 0) & ~drop)[:k]
+      chosen = row_items[keep]
+      results[n].item_ids.extend(self._ids.item_ids[chosen].tolist())
+      results[n].titles.extend(self._ids.titles[chosen].tolist())
+      results[n].scores.extend(row_scores[keep].tolist())
+    return results
+
+  def add_items(
+    self,
+    item_ids: Sequence[str],
+    *,
+    text: np.ndarray | None = None,
+    image: np.ndarray | None = None,
+    titles: Sequence[str] | None = None,
+  ) -> np.ndarray:
+    """Gives unseen items semantic IDs with the frozen tokenizer; they can be recommended at once.
+
+    The id latent that a new item lacks is the mean of those of the 10 catalogue items nearest to
+    it in the other signals.
+
+    Args:
+      item_ids: original ids that the catalogue does not have.
+      text, image: [n, F] feature vectors as those of the training data; None, or a row of zeros,
+        where missing.
+      titles: what a person recognises the items by.
+
+    Returns:
+      [n, L, M] int32 semantic IDs.
+
+    Raises:
+      UserError: an id is known already, or features are missing or of a wrong shape.
+    """
+    item_ids = [str(item) for item in item_ids]
+    known = [item for item in item_ids if item in self._index]
+    if known or len(set(item_ids)) < len(item_ids):
+      raise UserError(f"Items must be new and distinct; already in the catalogue: {known[:5]}.")
+    if titles is not None and len(titles) != len(item_ids):
+      raise UserError(f"{len(titles)} titles were given for {len(item_ids)} items.")
+    features, present = self._new_features(len(item_ids), dict(text=text, image=image))
+    codes, vectors = self._encode_new(len(item_ids), features, present)
+    ids = self._ids
+    self._set_catalogue(
+      semantic_ids.SemanticIds(
+        codes=np.concatenate([ids.codes, codes]),
+        vectors=np.concatenate([ids.vectors, vectors]),
+        item_ids=np.concatenate([ids.item_ids, np.array(item_ids, str)]),
+        titles=np.concatenate([ids.titles, np.array(titles or [""] * len(item_ids), str)]),
+        popularity=np.concatenate([ids.popularity, np.zeros(len(item_ids), np.int64)]),
+        signals=ids.signals,
+        codebooks=ids.codebooks,
+      )
+    )
+    return codes
+
+  def _set_catalogue(self, ids: semantic_ids.SemanticIds) -> None:
+    self._ids = ids
+    self._index = {item: n for n, item in enumerate(ids.item_ids.tolist())}
+    self._catalogue = generate_lib.Catalogue(jnp.asarray(ids.codes), jnp.asarray(ids.vectors))
+    self._trie = trie_lib.build(ids.codes, ids.codebook_size, ids.popularity)
+
+  def _decode(self, histories: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items and scores, [n, num_results] each, of histories [n, T]."""
+    if num_results not in self._generate:
+      self._generate[num_results] = generate_lib.make_generate(
+        self._model,
+        num_beams=max(self._config.generator.num_beams, num_results),
+        num_results=num_results,
+      )
+    generate = self._generate[num_results]
+    items = np.full((len(histories), num_results), -1, np.int32)
+    scores = np.full((len(histories), num_results), -np.inf, np.float32)
+    for start in range(0, len(histories), _BATCH_SIZES[-1]):
+      chunk = histories[start : start + _BATCH_SIZES[-1]]
+      size = next(size for size in _BATCH_SIZES if size >= len(chunk))
+      padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)), mode="edge")
+      beams = generate(self._params, self._catalogue, self._trie, padded)
+      rows = slice(start, start + len(chunk))
+      items[rows] = np.asarray(beams.items)[: len(chunk)]
+      scores[rows] = np.asarray(beams.scores)[: len(chunk)]
+    return items, scores
+
+  def _load_tokenizer(self):
+    """(model, parameters, scalings) of stage one, read when they are first needed."""
+    if self._tokenizer is None:
+      modalities = [m for m in MODALITIES if m in self._ids.signals]
+      scalings = scaling.load(self._workdir / tokenizer_trainer.SCALING_FILE, modalities)
+      model = tokenizer_trainer.make_model(
+        self._config.tokenizer,
+        num_items=self._num_trained,
+        feature_dims={name: len(s.mean) for name, s in scalings.items()},
+      )
+      template = jax.eval_shape(
+        lambda: tokenizer_trainer.init_params(model, jax.random.key(0), self._config.max_history)
+      )
+      params = _restore_params(self._workdir, tokenizer_trainer.STAGE, template)
+      self._tokenizer = model, params, scalings
+    return self._tokenizer
+
+  def _new_features(self, num_items: int, given: dict[str, np.ndarray | None]):
+    _, _, scalings = self._load_tokenizer()
+    features, present = {}, {}
+    for name, values in given.items():
+      if name not in scalings:
+        if values is not None:
+          raise UserError(f"This run was trained without {name}; leave it out.")
+        continue
+      shape = (num_items, len(scalings[name].mean))
+      values = np.zeros(shape, np.float32) if values is None else np.asarray(values, np.float32)
+      if values.shape != shape or not np.isfinite(values).all():
+        raise UserError(f"{name} must be finite and of shape {shape}, got {values.shape}.")
+      present[name] = np.any(values != 0, axis=1)
+      features[name] = np.where(present[name][:, None], scalings[name](values), 0.0)
+    if (
+      not any(rows.all() for rows in present.values())
+      and not np.logical_or.reduce(list(present.values()) or [np.zeros(num_items, bool)]).all()
+    ):
+      raise UserError("Every new item needs a text or an image vector that is not all zeros.")
+    return features, present
+
+  def _encode_new(self, num_items: int, features, present) -> tuple[np.ndarray, np.ndarray]:
+    model, params, _ = self._load_tokenizer()
+    variables = {"params": params}
+    items = jnp.full((num_items,), -1, jnp.int32)
+    features = {name: jnp.asarray(x, jnp.float32) for name, x in features.items()}
+    id_latents = None
+    if model.use_id:
+      dim = model.latent_dim
+      blank = jnp.zeros((num_items, dim), jnp.float32)
+      latents = model.apply(variables, items, features, present, blank, method="encode")
+      codes = model.apply(variables, latents, method="tokenize").codes
+      others = model.apply(variables, codes, method="lookup")[:, dim:]  # Without the id's part.
+      catalogue = jnp.asarray(self._ids.vectors[: self._num_trained, dim:])
+      cosine = jnp.einsum("ne,ie->ni", losses.unit(others), losses.unit(catalogue))
+      _, nearest = jax.lax.top_k(cosine, min(_NEIGHBOURS, self._num_trained))
+      id_latents = jnp.mean(losses.unit(params["id_embedding"])[nearest], axis=1)
+    latents = model.apply(variables, items, features, present, id_latents, method="encode")
+    codes = model.apply(variables, latents, method="tokenize").codes
+    return np.asarray(codes), np.asarray(model.apply(variables, codes, method="lookup"))
+
+
+def _restore_params(workdir: pathlib.Path, stage: str, template):
+  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
+    return checkpointer.restore_best(dict(params=template)).state["params"]
+
+
+def _recommend_table(recommender: Recommender, args) -> None:
+  """Reads histories from a table, and writes user_id, rank, item_id, score and title."""
+  log = table.read_interactions(args.input)
+  order = np.lexsort((log.times, log.users))  # Stable: ties keep the order of the file.
+  bounds = np.cumsum(np.bincount(log.users))[:-1]
+  histories = [[log.item_ids[i] for i in items] for items in np.split(log.items[order], bounds)]
+  results = recommender.recommend(histories, args.k, filter_seen=args.filter_seen)
+  unknown = {item for result in results for item in result.unknown}
+  empty = [user for user, result in zip(log.user_ids, results) if not result.item_ids]
+  if len(empty) == len(results):
+    raise UserError(f"{args.input}: no history holds an item of the catalogue.")
+  _report_unknown(sorted(unknown))
+  if empty:
+    print(f"{len(empty)} users without any known item get nothing: {_some(empty)}", file=sys.stderr)
+  columns = dict(user_id=[], rank=[], item_id=[], score=[], title=[])
+  for user, result in zip(log.user_ids, results):
+    columns["user_id"] += [user] * len(result.item_ids)
+    columns["rank"] += range(1, len(result.item_ids) + 1)
+    columns["item_id"] += result.item_ids
+    columns["score"] += result.scores
+    columns["title"] += result.titles
+  _write_table(args.output, columns)
+  print(
+    f"{len(columns['rank'])} recommendations for {len(results) - len(empty)} users are in "
+    f"{args.output}."
+  )
+
+
+def _write_table(path: str, columns: dict[str, list]) -> None:
+  temporary = f"{path}.tmp"
+  if path.endswith(".parquet"):
+    import pyarrow  # An extra, for Parquet alone; read_interactions() has checked for it.
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+  else:
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+      writer = csv.writer(file)
+      writer.writerow(columns)
+      writer.writerows(zip(*columns.values()))
+  os.replace(temporary, path)
+
+
+def _report_unknown(unknown: Sequence[str]) -> None:
+  if unknown:
+    print(f"{len(unknown)} unknown items were not used: {_some(unknown)}", file=sys.stderr)
+
+
+def _some(names: Sequence[str]) -> str:
+  return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; returns its exit status."""
+  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.recommend")
+  parser.add_argument("--workdir", required=True, help="of a finished run")
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--history", help="item ids, oldest first, with commas between them")
+  source.add_argument("--input", help="table with user_id, item_id, timestamp (.csv, .parquet)")
+  parser.add_argument("--output", help="where --input's recommendations go (.csv, .parquet)")
+  parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+  parser.add_argument("--filter_seen", action="store_true", help="leave out items of the history")
+  args = parser.parse_args(argv)
+  if args.input and not (args.output or "").endswith((".csv", ".parquet")):
+    parser.error("--input needs --output=FILE, a .csv or .parquet file")
+  try:
+    recommender = Recommender.load(args.workdir)
+    if args.input:
+      _recommend_table(recommender, args)
+      return 0
+    history = [item.strip() for item in args.history.split(",") if item.strip()]
+    result = recommender.recommend([history], args.k, filter_seen=args.filter_seen)[0]
+    _report_unknown(result.unknown)
+    if not result.item_ids:
+      raise UserError("The history holds no item of the catalogue; give at least one known id.")
+    for rank, (item, score, title) in enumerate(
+      zip(result.item_ids, result.scores, result.titles), start=1
+    ):
+      print(f"{rank:>3}  {item}  {score:8.3f}  {title}")
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

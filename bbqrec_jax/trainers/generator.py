@@ -1,0 +1,143 @@
+"""Stage two: trains the generator on semantic IDs and evaluates what it generates."""
+
+import functools
+import importlib
+import os
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bbqrec_jax import checkpoint, loop, losses, metrics, optim, run_record, train_state
+from bbqrec_jax.data import batches, semantic_ids
+from bbqrec_jax.data.dataset import Dataset
+from bbqrec_jax.decoding import generate as generate_lib
+from bbqrec_jax.decoding import trie as trie_lib
+from bbqrec_jax.evaluators import ranking
+from bbqrec_jax.metric_writer import MetricWriter
+
+STAGE = "generator"
+RANKS_FILE = "ranks.npz"
+
+
+def make_model(config, ids: semantic_ids.SemanticIds):
+  """The model of a config's `generator` section, for these semantic IDs."""
+  module = importlib.import_module(f"bbqrec_jax.models.{config.model_name}")
+  _, num_levels, num_signals = ids.codes.shape
+  return module.Model(
+    num_levels=num_levels,
+    codebook_size=ids.codebook_size,
+    num_signals=num_signals,
+    **config.model,
+  )
+
+
+def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter) -> dict:
+  """Runs the stage, or goes on with it; returns its record, JSON-able."""
+  started = time.perf_counter()
+  section = config.generator
+  ids = semantic_ids.load(workdir)
+  model = make_model(section, ids)
+  catalogue = generate_lib.Catalogue(jnp.asarray(ids.codes), jnp.asarray(ids.vectors))
+  trie = trie_lib.build(ids.codes, ids.codebook_size, ids.popularity)
+  # The causal encoder learns from every position of a sequence at once; the bidirectional one
+  # needs each prefix as an example of its own.
+  every_target = model.encoder == "causal"
+  examples = batches.windows if every_target else batches.prefixes
+  data = batches.Batches(
+    dataset.items,
+    *examples(dataset, config.max_history),
+    batch_size=section.batch_size,
+    bucket_lengths=batches.bucket_lengths(config.max_history),
+    seed=config.seed,
+    every_target=every_target,
+  )
+  params = init_params(model, jax.random.key(config.seed), catalogue, config.max_history)
+  if section.inherit_codebooks:
+    params = _with_inherited_codebooks(params, ids.codebooks)
+  num_steps = section.num_epochs * data.steps_per_epoch
+  tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)
+  generate = generate_lib.make_generate(
+    model, num_beams=section.num_beams, num_results=section.num_results
+  )
+  make_evaluator = functools.partial(
+    ranking.Evaluator, dataset, max_history=config.max_history, batch_size=section.eval_batch_size
+  )
+
+  def rank_fn(params, history, targets):
+    items = generate(params, catalogue, trie, history).items
+    return metrics.ranks_from_items(items, targets)
+
+  selection = make_evaluator(split="valid", max_users=section.selection_users)
+  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
+    fitted = loop.fit(
+      train_state.create(params, tx),
+      train_state.make_train_step(functools.partial(loss_fn, model), tx),
+      data,
+      stage=STAGE,
+      constants=catalogue,
+      # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
+      key=jax.random.key(config.seed, impl="rbg"),
+      num_steps=num_steps,
+      steps_per_epoch=data.steps_per_epoch,
+      eval_fn=lambda params: selection.run(functools.partial(rank_fn, params))[0],
+      eval_steps=section.eval_epochs * data.steps_per_epoch,
+      monitor=section.monitor,
+      patience=section.patience,
+      log_steps=section.log_steps,
+      checkpointer=checkpointer,
+      writer=writer,
+    )
+
+  results, ranks = {}, {}
+  for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
+    results[split], ranks[split] = make_evaluator(split=split).run(
+      functools.partial(rank_fn, fitted.params)
+    )
+  _save_ranks(workdir, dataset.user_ids, ranks)
+  return (
+    fitted.summary
+    | results
+    | dict(
+      encoder=model.encoder,
+      num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
+      seconds=time.perf_counter() - started,
+      peak_memory_mb=run_record.peak_memory_mb(),
+    )
+  )
+
+
+def loss_fn(model, params, batch, catalogue: generate_lib.Catalogue, key):
+  """BBQRec Eq. (1) over a batch: history [B, T], targets [B, P] int32, -1 = padding."""
+  codes, vectors, mask = generate_lib.lookup(catalogue, batch["history"])
+  targets, _, target_mask = generate_lib.lookup(catalogue, batch["targets"])
+  logits = model.apply(
+    {"params": params}, codes, vectors, mask, targets, False, rngs={"dropout": key}
+  )
+  return losses.semantic_id_loss(logits, targets, target_mask.astype(jnp.float32)), ({}, ())
+
+
+def init_params(model, key, catalogue: generate_lib.Catalogue, max_history: int):
+  """Random parameters; similarity tables of ones."""
+  history = jnp.zeros((1, max_history), jnp.int32)
+  inputs = generate_lib.lookup(catalogue, history)
+  return jax.jit(model.init)(key, *inputs, inputs[0][:, :1])["params"]
+
+
+def _with_inherited_codebooks(params, codebooks: np.ndarray):
+  """Code embeddings that start as stage one's codebooks [G, L, N, D]: BBQRec Table 4, variant E."""
+  num_levels, num_signals, codebook_size, code_dim = params["code_embed"].shape
+  if codebooks.shape[1:] != (num_levels, codebook_size, code_dim):
+    raise ValueError(
+      f"codebooks {codebooks.shape} cannot be inherited by embeddings {params['code_embed'].shape}."
+    )
+  per_signal = jnp.broadcast_to(codebooks, (num_signals, *codebooks.shape[1:]))
+  return params | {"code_embed": jnp.swapaxes(per_signal, 0, 1)}
+
+
+def _save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
+  temporary = workdir / f"tmp_{RANKS_FILE}"
+  np.savez(temporary, user_ids=user_ids, **ranks)
+  os.replace(temporary, workdir / RANKS_FILE)

@@ -1,0 +1,307 @@
+"""Stage one: trains the item tokenizer and writes semantic_ids.npz."""
+
+import functools
+import importlib
+import os
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bbqrec_jax import checkpoint, loop, losses, metrics, optim, run_record, train_state
+from bbqrec_jax.data import batches, scaling, semantic_ids
+from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.evaluators import codebook, ranking
+from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import quantizer
+
+STAGE = "tokenizer"
+SCALING_FILE = "feature_scaling.npz"
+_ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
+_KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
+
+
+def make_model(config, *, num_items: int, feature_dims: dict[str, int]):
+  """The model of a config's `tokenizer` section, for these inputs."""
+  module = importlib.import_module(f"bbqrec_jax.models.{config.model_name}")
+  return module.Model(num_items=num_items, feature_dims=feature_dims, **config.model)
+
+
+def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter) -> dict:
+  """Runs the stage, or goes on with it; returns its record, JSON-able."""
+  started = time.perf_counter()
+  section = config.tokenizer
+  inputs, scalings = _standardise(dataset)
+  feature_dims = {name: x.shape[1] for name, x in inputs["features"].items()}
+  model = make_model(section, num_items=dataset.num_items, feature_dims=feature_dims)
+  for modality in config.data.modalities:
+    if modality not in feature_dims:
+      print(f"tokenizer: no item has a {modality}; that signal is left out.", flush=True)
+  constants = jax.device_put(inputs)
+  max_history = config.max_history
+  data = batches.Batches(
+    dataset.items,
+    *batches.windows(dataset, max_history),
+    batch_size=section.batch_size,
+    bucket_lengths=batches.bucket_lengths(max_history),
+    seed=config.seed,
+    every_target=True,
+  )
+
+  init_key, kmeans_key = jax.random.split(jax.random.key(config.seed))
+  params = init_params(model, init_key, max_history)
+  params = _with_kmeans_codebooks(model, params, constants, kmeans_key, section.kmeans_iters)
+  num_steps = section.num_epochs * data.steps_per_epoch
+  tx = optim.make_optimizer(
+    num_steps=num_steps,
+    scales={name: section.club_lr_scale for name in params if name.startswith("club_")},
+    **section.optimizer,
+  )
+  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
+  weights = dict(
+    recon_weights=dict(section.recon_weights),
+    commitment_weight=section.commitment_weight,
+    rec_weight=section.rec_weight,
+    mim_weight=section.mim_weight,
+    temperature=section.temperature,
+  )
+  train_step = train_state.make_train_step(
+    functools.partial(loss_fn, model, **weights),
+    tx,
+    functools.partial(revive_codes, patience=section.revive_steps)
+    if section.revive_steps
+    else None,
+  )
+  encode_catalogue = make_encode_catalogue(model)
+  evaluate = _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_history)
+  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
+    fitted = loop.fit(
+      train_state.create(params, tx, idle),
+      train_step,
+      lambda step: batches.with_distinct_items(data(step), dataset.num_items),
+      stage=STAGE,
+      constants=constants,
+      # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
+      key=jax.random.key(config.seed, impl="rbg"),
+      num_steps=num_steps,
+      steps_per_epoch=data.steps_per_epoch,
+      eval_fn=evaluate,
+      eval_steps=section.eval_epochs * data.steps_per_epoch,
+      monitor=section.monitor,
+      patience=section.patience,
+      log_steps=section.log_steps,
+      checkpointer=checkpointer,
+      writer=writer,
+    )
+
+  codes, vectors = jax.device_get(encode_catalogue(fitted.params, constants))
+  _save_scaling(workdir, scalings)
+  semantic_ids.save(
+    workdir,
+    semantic_ids.SemanticIds(
+      codes=codes,
+      vectors=vectors,
+      item_ids=dataset.item_ids,
+      titles=dataset.titles,
+      popularity=train_counts(dataset),
+      signals=np.array(model.signals),
+      codebooks=np.asarray(fitted.params["quantizer"]["codebooks"]),
+    ),
+  )
+  report = codebook.report(codes, model.codebook_size, model.signals, model.shared_codebook)
+  return fitted.summary | dict(
+    valid_at_best=evaluate(fitted.params),
+    codebook=report,
+    seconds=time.perf_counter() - started,
+    peak_memory_mb=run_record.peak_memory_mb(),
+  )
+
+
+def _standardise(dataset: Dataset):
+  """Features of mean square length 1, absent rows zero; and how they were made so."""
+  scalings = {name: scaling.fit(features) for name, features in dataset.features.items()}
+  features = {
+    name: np.where(f.present[:, None], scalings[name](f.values), 0.0).astype(np.float32)
+    for name, f in dataset.features.items()
+  }
+  present = {name: f.present for name, f in dataset.features.items()}
+  return dict(features=features, present=present), scalings
+
+
+def _save_scaling(workdir: pathlib.Path, scalings) -> None:
+  temporary = workdir / f"tmp_{SCALING_FILE}"
+  scaling.save(temporary, scalings)
+  os.replace(temporary, workdir / SCALING_FILE)
+
+
+def _rows(inputs, items):
+  """The inputs of items [P] int32; any rows at -1."""
+  take = lambda x: x[jnp.maximum(items, 0)]
+  return jax.tree.map(take, inputs["features"]), jax.tree.map(take, inputs["present"])
+
+
+def init_params(model, key, max_history: int):
+  """Random parameters, codebooks among them."""
+  items = jnp.arange(2, dtype=jnp.int32)
+  features = {name: jnp.zeros((2, dim), jnp.float32) for name, dim in model.feature_dims.items()}
+  present = {name: jnp.ones(2, bool) for name in features}
+  positions = jnp.zeros((1, max_history), jnp.int32)
+  init = jax.jit(model.init, static_argnums=5)
+  return init(key, items, features, present, positions, True)["params"]
+
+
+def _with_kmeans_codebooks(model, params, constants, key, num_iters: int):
+  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them."""
+  if not num_iters:
+    return params
+  sample_key, key = jax.random.split(key)
+  size = min(model.num_items, _KMEANS_ITEMS)
+  items = jax.random.permutation(sample_key, model.num_items)[:size].astype(jnp.int32)
+  encode = jax.jit(functools.partial(model.apply, method="encode"))
+  latents = encode({"params": params}, items, *_rows(constants, items))
+  codebooks = quantizer.kmeans_init(
+    key,
+    latents.behavior,
+    num_levels=model.num_levels,
+    codebook_size=model.codebook_size,
+    num_iters=num_iters,
+    shared=model.shared_codebook,
+  )
+  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
+
+
+def loss_fn(
+  model,
+  params,
+  batch,
+  constants,
+  key,
+  *,
+  recon_weights: dict[str, float],
+  commitment_weight: float,
+  rec_weight: float,
+  mim_weight: float,
+  temperature: float,
+):
+  """L_total, BBQRec Eq. (13), with each of its terms; and -log q_theta, which trains theta alone.
+
+  batch is what batches.with_distinct_items() gives.
+  """
+  items = batch["items"]
+  features, present = _rows(constants, items)
+  out = model.apply(
+    {"params": params}, items, features, present, batch["history"], False, rngs={"dropout": key}
+  )
+  weights = (items >= 0).astype(jnp.float32)
+  codebook_loss, commitment_loss = losses.quantization_losses(
+    out.quantized.residuals, out.quantized.embeds, weights
+  )
+  terms = dict(codebook=codebook_loss, commitment=commitment_loss)
+  total = codebook_loss + commitment_weight * commitment_loss
+  for name, x_hat in out.reconstructions.items():
+    terms[f"recon_{name}"] = losses.reconstruction_loss(
+      features[name], x_hat, present[name], weights
+    )
+    total += recon_weights[name] * terms[f"recon_{name}"]
+  for name, club in out.mutual_information.items():
+    terms[f"mim_{name}"] = club.mim_loss
+    terms[f"club_likelihood_{name}"] = club.likelihood_loss
+    total += mim_weight * club.mim_loss + club.likelihood_loss
+  if rec_weight:
+    terms["rec"] = losses.info_nce(out.h, out.v, batch["targets"], weights, temperature)
+    total += rec_weight * terms["rec"]
+  return total, (terms, (out.quantized, present, weights))
+
+
+def revive_codes(params, idle, outputs, key, *, patience: int):
+  """Behind the optimizer's update: moves codes that were idle for `patience` steps.
+
+  Residuals of missing inputs are all alike, so only those of present ones are taken.
+  """
+  quantized, present, weights = outputs
+  num_signals = quantized.codes.shape[-1]
+  per_signal = [weights] * (num_signals - len(present))  # The id is never missing.
+  per_signal += [weights * present[name] for name in present]
+  per_signal = jnp.stack(per_signal, axis=1)  # [P, M]
+  idle = quantizer.update_idle(idle, quantized.codes, per_signal)
+  codebooks, idle = quantizer.revive(
+    key,
+    params["quantizer"]["codebooks"],
+    idle,
+    quantized.residuals,
+    per_signal,
+    patience,
+  )
+  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}, idle
+
+
+def make_encode_catalogue(model):
+  """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D] float32) of all items."""
+  num_chunks = -(-model.num_items // _ENCODE_SIZE)
+  items = jnp.arange(num_chunks * _ENCODE_SIZE, dtype=jnp.int32)
+  items = jnp.where(items < model.num_items, items, -1).reshape(num_chunks, _ENCODE_SIZE)
+
+  @jax.jit
+  def encode_catalogue(params, inputs):
+    variables = {"params": params}
+
+    def encode(items):
+      latents = model.apply(variables, items, *_rows(inputs, items), method="encode")
+      codes = model.apply(variables, latents, method="tokenize").codes
+      # Looked up, not taken from the forward pass: v is a function of the codes alone.
+      return codes, model.apply(variables, codes, method="lookup")
+
+    codes, vectors = jax.lax.map(encode, items)
+    merge = lambda x: x.reshape(-1, *x.shape[2:])[: model.num_items]
+    return merge(codes), merge(vectors)
+
+  return encode_catalogue
+
+
+def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_history: int):
+  """Validation: the rank of the held-out item by cos(h_t, v_i), and the use of the codes."""
+  evaluator = ranking.Evaluator(
+    dataset, split="valid", max_history=max_history, batch_size=section.eval_batch_size
+  )
+
+  @jax.jit
+  def ranks(params, unit_vectors, vectors, history, targets):
+    mask = history >= 0
+    v = jnp.where(mask[:, :, None], vectors[jnp.maximum(history, 0)], 0.0)
+    h = model.apply({"params": params}, v, history, True, method="represent_sequence")
+    last = jnp.take_along_axis(h, (jnp.sum(mask, axis=1) - 1)[:, None, None], axis=1)[:, 0]
+    scores = jnp.einsum("be,ie->bi", last, unit_vectors, precision="highest")
+    return metrics.ranks_from_scores(scores, targets)
+
+  @jax.jit
+  def reconstruction_error(params, items):
+    """Of the catalogue's first items: what selects when there is no sequence task."""
+    features, present = _rows(constants, items)
+    variables = {"params": params}
+    latents = model.apply(variables, items, features, present, method="encode")
+    q = model.apply(variables, latents, method="tokenize").latent
+    x_hat = model.apply(variables, q, latents.specific, method="reconstruct")
+    weights = jnp.ones(items.shape, jnp.float32)
+    return sum(
+      losses.reconstruction_loss(features[name], x_hat[name], present[name], weights)
+      for name in x_hat
+    )
+
+  sample = jnp.arange(min(dataset.num_items, 4 * _ENCODE_SIZE), dtype=jnp.int32)
+
+  def eval_fn(params):
+    codes, vectors = encode_catalogue(params, constants)
+    unit_vectors = losses.unit(vectors)
+    rank_fn = lambda history, targets: ranks(params, unit_vectors, vectors, history, targets)
+    results, _ = evaluator.run(rank_fn)
+    report = codebook.report(
+      np.asarray(codes), model.codebook_size, model.signals, model.shared_codebook
+    )
+    results["colliding_items"] = report["num_colliding_items"]
+    # Larger is better, as for every figure that can be monitored.
+    results["reconstruction"] = -float(reconstruction_error(params, sample))
+    return results
+
+  return eval_fn

@@ -1,0 +1,279 @@
+"""The loop on linear regression: resuming, stopping, selecting, reporting."""
+
+import json
+import math
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bbqrec_jax import checkpoint, loop, train_state
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.metric_writer import MetricWriter
+
+STAGE = "toy"
+ROWS, WIDTH, BATCH_SIZE = 31, 3, 7
+NUM_STEPS, EVAL_STEPS, LOG_STEPS = 22, 4, 3
+TX = optax.adam(0.05)
+
+
+def _regression():
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+  noise = rng.normal(size=ROWS) * 0.1
+  return inputs, (inputs @ np.array([1.0, -2.0, 0.5]) + noise).astype(np.float32)
+
+
+INPUTS, TARGETS = _regression()
+
+
+def _loss_fn(params, batch, constants, key):
+  """Mean squared error, with inputs that are jittered, so that the key matters."""
+  inputs = constants[batch["rows"]]
+  jitter = batch["jitter"] * jax.random.normal(key, inputs.shape)
+  loss = jnp.mean(((inputs + jitter) @ params["weight"] - batch["targets"]) ** 2)
+  return loss, (dict(age=params["age"], half=loss / 2), ())
+
+
+def _grow(params, extra, outputs, key):
+  """The age counts steps; extra is a draw of each step, carried along."""
+  del outputs
+  return params | dict(age=params["age"] + 1.0), 0.5 * extra + jax.random.normal(key)
+
+
+TRAIN_STEP = train_state.make_train_step(_loss_fn, TX, _grow)
+
+
+def _batch(step, jitter=0.1):
+  rows = np.random.default_rng(step).permutation(ROWS)[:BATCH_SIZE]
+  return dict(rows=rows, targets=TARGETS[rows], jitter=np.float32(jitter))
+
+
+def _all_rows(step):
+  del step
+  return dict(rows=np.arange(ROWS), targets=TARGETS, jitter=np.float32(0.0))
+
+
+def _fit(workdir, scores=None, **changes):
+  """fit() in a workdir. scores: by number of the evaluation, else the negative squared error."""
+
+  def eval_fn(params):
+    if scores is not None:
+      return dict(score=scores[round(float(params["age"]) / EVAL_STEPS) - 1], other=0.0)
+    error = INPUTS @ np.asarray(params["weight"]) - TARGETS
+    return dict(score=-float(np.mean(error**2)))
+
+  params = dict(weight=jnp.zeros(WIDTH), age=jnp.zeros(()))
+  kwargs = dict(
+    state=train_state.create(params, TX, extra=jnp.zeros(())),
+    train_step=TRAIN_STEP,
+    batch_fn=_batch,
+    stage=STAGE,
+    constants=jnp.asarray(INPUTS),
+    key=jax.random.key(3),
+    num_steps=NUM_STEPS,
+    steps_per_epoch=5,
+    eval_fn=eval_fn,
+    eval_steps=EVAL_STEPS,
+    monitor="score",
+    patience=0,
+    log_steps=LOG_STEPS,
+  )
+  with (
+    checkpoint.Checkpointer(workdir / "checkpoints") as checkpointer,
+    MetricWriter(workdir) as writer,
+  ):
+    return loop.fit(**kwargs | changes, checkpointer=checkpointer, writer=writer)
+
+
+def _newest(workdir):
+  """The newest checkpoint, with all that a training carries."""
+  params = dict(weight=jnp.zeros(WIDTH), age=jnp.zeros(()))
+  with checkpoint.Checkpointer(workdir / "checkpoints") as checkpointer:
+    return checkpointer.restore(train_state.create(params, TX, extra=jnp.zeros(())))
+
+
+def _lines(workdir):
+  """[(step, metrics)] of metrics.jsonl."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return [(line["step"], line["metrics"]) for line in lines]
+
+
+def _timeless(summary):
+  return {name: value for name, value in summary.items() if not name.endswith("_seconds")}
+
+
+def _interrupting(at, signals=1):
+  """Batches during one of which somebody presses Ctrl-C."""
+
+  def batch_fn(step):
+    if step == at:
+      for _ in range(signals):
+        signal.raise_signal(signal.SIGINT)
+    return _batch(step)
+
+  return batch_fn
+
+
+def _refuse(*args):
+  raise AssertionError("This must not be called.")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  return _fit(workdir), _newest(workdir), _lines(workdir)
+
+
+def test_it_finds_the_least_squares_solution(tmp_path):
+  fitted = _fit(tmp_path, batch_fn=_all_rows, num_steps=400, eval_steps=50, log_steps=50)
+  solution = np.linalg.lstsq(INPUTS, TARGETS, rcond=None)[0]
+  np.testing.assert_allclose(fitted.params["weight"], solution, atol=1e-3)
+  error = np.mean((INPUTS @ solution - TARGETS) ** 2)
+  assert math.isclose(-fitted.summary["best_valid"], error, rel_tol=1e-3)
+
+
+# Within the first step, before, at and after an evaluation, and within the last step.
+@pytest.mark.parametrize("at", [0, 6, 7, 8, NUM_STEPS - 1])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, at):
+  handler = signal.getsignal(signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt, match=f"toy is saved at step {at + 1} of {NUM_STEPS}"):
+    _fit(tmp_path, batch_fn=_interrupting(at))
+  assert signal.getsignal(signal.SIGINT) is handler
+  assert _newest(tmp_path).step == at + 1  # The step of the Ctrl-C was finished, and no more.
+
+  resumed_from = []
+  fitted = _fit(tmp_path, batch_fn=lambda step: resumed_from.append(step) or _batch(step))
+  assert resumed_from == list(range(at + 1, NUM_STEPS))
+  expected, expected_newest, _ = uninterrupted
+  chex.assert_trees_all_equal(fitted.params, expected.params)
+  assert _timeless(fitted.summary) == _timeless(expected.summary)
+  newest = _newest(tmp_path)
+  chex.assert_trees_all_equal(newest.state, expected_newest.state)
+  assert _timeless(newest.progress) == _timeless(expected_newest.progress)
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    _fit(tmp_path, batch_fn=_interrupting(6, signals=2))
+  assert _newest(tmp_path).step == EVAL_STEPS  # As the last evaluation left it.
+
+
+def test_a_crash_goes_on_from_the_last_evaluation_and_leaves_no_trace(tmp_path, uninterrupted):
+  def crashing(step):
+    if step == 10:  # Step 9 was reported behind the checkpoint of step 8.
+      raise RuntimeError("power cut")
+    return _batch(step)
+
+  with pytest.raises(RuntimeError, match="power cut"):
+    _fit(tmp_path, batch_fn=crashing)
+  assert _lines(tmp_path)[-1][0] == 9
+  fitted = _fit(tmp_path)
+  chex.assert_trees_all_equal(fitted.params, uninterrupted[0].params)
+  assert _lines(tmp_path) == uninterrupted[2]
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+  fitted = _fit(tmp_path)
+  lines = _lines(tmp_path)
+  again = _fit(tmp_path, train_step=_refuse, batch_fn=_refuse, eval_fn=_refuse)
+  chex.assert_trees_all_equal(again.params, fitted.params)
+  assert again.summary == fitted.summary
+  assert _lines(tmp_path) == lines
+
+
+# Evaluations 2 and 5 are new bests; a tie is none.
+SCORES = [1.0, 3.0, 2.0, 3.0, 4.0, 0.0]
+
+
+@pytest.mark.parametrize(("patience", "evaluations", "best"), [(1, 3, 2), (2, 4, 2), (3, 6, 5)])
+def test_stops_when_patience_ends_with_the_best_parameters(tmp_path, patience, evaluations, best):
+  fitted = _fit(tmp_path, SCORES, patience=patience)
+  steps = min(evaluations * EVAL_STEPS, NUM_STEPS)
+  assert _timeless(fitted.summary) == dict(
+    steps=steps,
+    epochs=steps / 5,
+    stopped_early=steps < NUM_STEPS,
+    best_step=best * EVAL_STEPS,
+    monitor="score",
+    best_valid=SCORES[best - 1],
+  )
+  assert float(fitted.params["age"]) == best * EVAL_STEPS
+  # It stays stopped.
+  again = _fit(tmp_path, patience=patience, train_step=_refuse, eval_fn=_refuse)
+  assert again.summary == fitted.summary
+
+
+def test_patience_counts_on_over_an_interrupt(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    _fit(tmp_path, SCORES, patience=2, batch_fn=_interrupting(3 * EVAL_STEPS + 1))
+  summary = _fit(tmp_path, SCORES, patience=2).summary
+  assert (summary["steps"], summary["best_step"]) == (4 * EVAL_STEPS, 2 * EVAL_STEPS)
+
+
+def test_no_number_stops_at_once_and_is_not_saved(tmp_path, uninterrupted):
+  bad_step = 2 * EVAL_STEPS  # Evaluated and saved, were it not for the check.
+  poisoned = lambda step: _batch(step, jitter=math.nan if step == bad_step - 1 else 0.1)
+  with pytest.raises(UserError, match=rf"toy, step {bad_step}: grad_norm, half, loss is not finite"):
+    _fit(tmp_path, batch_fn=poisoned)
+  newest = _newest(tmp_path)
+  assert newest.step == EVAL_STEPS
+  chex.assert_tree_all_finite(newest.state)
+  chex.assert_trees_all_equal(_fit(tmp_path).params, uninterrupted[0].params)
+
+
+def test_no_number_is_found_before_an_interrupt_saves(tmp_path, monkeypatch):
+  class Interrupting(loop.Progress):
+    """Presses Ctrl-C behind step 7, which is neither reported nor evaluated."""
+
+    def update(self, done, metrics=None):
+      super().update(done, metrics)
+      if done == 7:
+        signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(loop, "Progress", Interrupting)
+  poisoned = lambda step: _batch(step, jitter=math.nan if step == 6 else 0.1)
+  with pytest.raises(UserError, match="toy, step 7: "):
+    _fit(tmp_path, batch_fn=poisoned)
+  assert _newest(tmp_path).step == EVAL_STEPS
+
+
+@pytest.mark.parametrize("at", [8, NUM_STEPS])
+def test_an_interrupt_during_an_evaluation_waits_for_it(tmp_path, uninterrupted, at):
+  def eval_fn(params):
+    if float(params["age"]) == at:
+      signal.raise_signal(signal.SIGINT)
+    return dict(score=-float(np.mean((INPUTS @ np.asarray(params["weight"]) - TARGETS) ** 2)))
+
+  with pytest.raises(KeyboardInterrupt, match=f"saved at step {at} of"):
+    _fit(tmp_path, eval_fn=eval_fn)
+  fitted = _fit(tmp_path)
+  assert _timeless(fitted.summary) == _timeless(uninterrupted[0].summary)
+  assert _lines(tmp_path) == uninterrupted[2]
+
+
+def test_metrics_are_means_since_the_line_before(uninterrupted):
+  _, _, lines = uninterrupted
+  evaluated = [4, 8, 12, 16, 20, NUM_STEPS]
+  reported = [3, 4, 6, 8, 9, 12, 15, 16, 18, 20, 21, NUM_STEPS]
+  assert [step for step, metrics in lines if "valid/score" in metrics] == evaluated
+  trained = [(step, metrics) for step, metrics in lines if "valid/score" not in metrics]
+  assert [step for step, _ in trained] == reported
+  before = 0
+  for step, metrics in trained:
+    assert set(metrics) == {"loss", "half", "age", "grad_norm", "epoch"}
+    assert metrics["age"] == np.mean(range(before, step))  # Step n starts at age n - 1.
+    assert metrics["epoch"] == step / 5
+    before = step
+
+
+def test_fit_and_resume_compile_the_step_once(tmp_path):
+  chex.clear_trace_counter()
+  step = train_state.make_train_step(chex.assert_max_traces(_loss_fn, n=1), TX, _grow)
+  with pytest.raises(KeyboardInterrupt):
+    _fit(tmp_path, train_step=step, batch_fn=_interrupting(5))
+  _fit(tmp_path, train_step=step)
