@@ -56,7 +56,5 @@ def _scale(updates, scales):
   unknown = set(scales) - set(updates)
   if unknown:
     raise ValueError(f"optimizer.scales names {sorted(unknown)}; parameters: {sorted(updates)}.")
-  return {
-    name: jax.tree.map(lambda u, factor=scales.get(name, 1.0): factor * u, branch)
-    for name, branch in updates.items()
-  }
+  factors = {name: scales.get(name, 1.0) for name in updates}
+  return {name: optax.tree.scale(factors[name], branch) for name, branch in updates.items()}

@@ -218,7 +218,7 @@ def test_patience_counts_on_over_an_interrupt(tmp_path):
 def test_no_number_stops_at_once_and_is_not_saved(tmp_path, uninterrupted):
   bad_step = 2 * EVAL_STEPS  # Evaluated and saved, were it not for the check.
   poisoned = lambda step: _batch(step, jitter=math.nan if step == bad_step - 1 else 0.1)
-  with pytest.raises(UserError, match=rf"toy, step {bad_step}: grad_norm, half, loss is not finite"):
+  with pytest.raises(UserError, match=f"toy, step {bad_step}: grad_norm, half, loss is not finite"):
     _fit(tmp_path, batch_fn=poisoned)
   newest = _newest(tmp_path)
   assert newest.step == EVAL_STEPS

@@ -93,7 +93,7 @@ def test_clipping_is_by_the_norm_of_all_gradients():
 
 
 def test_unknown_names_raise():
-  with pytest.raises(ValueError, match="schedule must be one of .* got 'linear'"):
+  with pytest.raises(ValueError, match=r"schedule must be one of .* got 'linear'"):
     optim.make_optimizer(num_steps=10, learning_rate=0.1, schedule="linear")
   with pytest.raises(ValueError, match=r"names \['decoder'\]; parameters: \['encoder', "):
     _updates([_fill(1.0)], num_steps=10, learning_rate=0.1, scales=dict(decoder=2.0))
