@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import pathlib
+import re
 import sys
 
 import jax
@@ -129,8 +130,9 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   try:
     results = run(config, workdir)
     print(report.format_results(results))
-    recommender = recommend.Recommender.load(workdir)
-    print(report.format_examples(recommender, load_dataset(config), config.max_history))
+    if "generator" in config.stages:
+      recommender = recommend.Recommender.load(workdir)
+      print(report.format_examples(recommender, load_dataset(config), config.max_history))
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
@@ -142,22 +144,42 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def define_flags(flag_values: flags.FlagValues) -> None:
+  """--config and --workdir."""
+  config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, with :arguments.", flag_values=flag_values
+  )
+  flags.DEFINE_string(
+    "workdir", None, "Where everything of this run is kept.", flag_values=flag_values
+  )
+  flags.mark_flags_as_required(["config", "workdir"], flag_values)
+
+
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
   """absl's flags from the command line; what is wrong with them in one sentence, then exit 1."""
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    # The config's own sentence stands last; misspelt keys come with the nearest right one.
-    said = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
-    kind = "" if isinstance(error, flags.Error) else "--config: "
-    print(f"Error: {kind}{' '.join(filter(None, said[-2:]))}", file=sys.stderr)
+    rest = flag_values(argv)
+    flag_values.config.is_locked  # noqa: B018  A file that cannot be read raises only when used.
+    return rest
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    print(f"Error: {_flag_error(error)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _flag_error(error: Exception) -> str:
+  """What the user has to know, out of messages that wrap each other and whole tracebacks."""
+  text = str(error.args[0])
+  # Of an override, --config.x.y=value: the two ways in which a ConfigDict says it has no y.
+  near = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
+  if near:
+    return f"--config has no key {near[2]!r}; did you mean {near[1]!r}?"
+  if key := re.fullmatch(r"\W*(\w+)\W*", text):
+    return f"--config has no key {key[1]!r}."
+  return text.strip().splitlines()[-1].strip().removeprefix("ValueError: ")
 
 
 if __name__ == "__main__":
   # Configs import each other from the repository's root, wherever the command is run.
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-  config_flags.DEFINE_config_file("config", None, "A file of configs/, with :arguments.")
-  flags.DEFINE_string("workdir", None, "Where everything of this run is kept.")
-  flags.mark_flags_as_required(["config", "workdir"])
+  define_flags(flags.FLAGS)
   app.run(functools.partial(main, flag_values=flags.FLAGS), flags_parser=parse_flags)

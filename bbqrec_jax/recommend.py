@@ -63,9 +63,9 @@ class Recommender:
     Raises UserError if the workdir does not hold one.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    path = workdir / "config.json"
-    if not path.exists():
-      raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
+    for path in (workdir / "checkpoints" / generator_trainer.STAGE, workdir / "config.json"):
+      if not path.exists():
+        raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
     stored = json.loads(path.read_text(encoding="utf-8"))["config"]
     config = config_dict.FrozenConfigDict(stored)
     ids = semantic_ids.load(workdir)
@@ -84,6 +84,11 @@ class Recommender:
   def item_ids(self) -> np.ndarray:
     """[I] str, everything that can be recommended."""
     return self._ids.item_ids
+
+  @property
+  def codes(self) -> np.ndarray:
+    """[I, L, M] int32, the semantic IDs of item_ids."""
+    return self._ids.codes
 
   def recommend(
     self, histories: Sequence[Sequence[str]], k: int = 10, *, filter_seen: bool = False
@@ -110,8 +115,10 @@ class Recommender:
     for n in rows:
       latest = known[n][-max_history:]
       array[n, : len(latest)] = latest
-    # Seen items may hold all the first places, so that many more are asked for.
     num_seen = max((len(set(items)) for items in known), default=0) if filter_seen else 0
+    # Seen items may hold all the first places, so that many more are asked for; in multiples, so
+    # that few programs are compiled.
+    num_seen = -(-num_seen // max_history) * max_history
     items, scores = self._decode(array[rows], k + num_seen)
     results = [
       Recommended([], [], [], [i for i in history if i not in self._index]) for history in histories
@@ -154,7 +161,8 @@ class Recommender:
     known = [item for item in item_ids if item in self._index]
     if known or len(set(item_ids)) < len(item_ids):
       raise UserError(f"Items must be new and distinct; already in the catalogue: {known[:5]}.")
-    if titles is not None and len(titles) != len(item_ids):
+    titles = [""] * len(item_ids) if titles is None else list(titles)
+    if len(titles) != len(item_ids):
       raise UserError(f"{len(titles)} titles were given for {len(item_ids)} items.")
     features, present = self._new_features(len(item_ids), dict(text=text, image=image))
     codes, vectors = self._encode_new(len(item_ids), features, present)
@@ -164,7 +172,7 @@ class Recommender:
         codes=np.concatenate([ids.codes, codes]),
         vectors=np.concatenate([ids.vectors, vectors]),
         item_ids=np.concatenate([ids.item_ids, np.array(item_ids, str)]),
-        titles=np.concatenate([ids.titles, np.array(titles or [""] * len(item_ids), str)]),
+        titles=np.concatenate([ids.titles, np.array(titles, str)]),
         popularity=np.concatenate([ids.popularity, np.zeros(len(item_ids), np.int64)]),
         signals=ids.signals,
         codebooks=ids.codebooks,
@@ -230,11 +238,14 @@ class Recommender:
         raise UserError(f"{name} must be finite and of shape {shape}, got {values.shape}.")
       present[name] = np.any(values != 0, axis=1)
       features[name] = np.where(present[name][:, None], scalings[name](values), 0.0)
-    if (
-      not any(rows.all() for rows in present.values())
-      and not np.logical_or.reduce(list(present.values()) or [np.zeros(num_items, bool)]).all()
-    ):
-      raise UserError("Every new item needs a text or an image vector that is not all zeros.")
+    if not present:
+      raise UserError("This run was trained on ids alone; it cannot encode new items.")
+    missing = ~np.any(list(present.values()), axis=0)
+    if missing.any():
+      raise UserError(
+        f"{missing.sum()} of {num_items} new items have no vector; each needs one of "
+        f"{', '.join(present)} that is not all zeros."
+      )
     return features, present
 
   def _encode_new(self, num_items: int, features, present) -> tuple[np.ndarray, np.ndarray]:

@@ -174,8 +174,8 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       num_heads=4, head_dim=32, ff_dim=512, num_encoder_layers=3, num_decoder_layers=3
     )
     config.generator.optimizer.update(learning_rate=1e-3, warmup_steps=500)
-    config.generator.update(batch_size=128, num_epochs=40, selection_users=5_000)
-    config.tokenizer.update(num_epochs=30)
+    config.generator.update(batch_size=128, num_epochs=25, selection_users=2_000)
+    config.tokenizer.update(num_epochs=20)
   if arg.smoke:
     _shrink(config)
   return config

@@ -163,8 +163,12 @@ class Model(nn.Module):
     levels, signals, codes = self.num_levels, self.num_signals, self.codebook_size
     small = nn.initializers.normal(stddev=0.01)
     self.code_embed = self.param("code_embed", small, (levels, signals, codes, self.code_dim))
-    self.start_embed = self.param("start_embed", small, (self.model_dim,))
+    unit = nn.initializers.normal(stddev=1.0)
+    self.start_embed = self.param("start_embed", unit, (self.model_dim,))
     self.token_proj = nn.Dense(self.model_dim, use_bias=False)
+    # Tables this small would vanish beside the first layer's output, and with them which token
+    # is which; the norm gives every token unit scale.
+    self.token_norm = nn.RMSNorm()
     shape = (self.num_heads, self.head_dim)
     if self.similarity:
       self.similarity_table = self.param(
@@ -196,7 +200,7 @@ class Model(nn.Module):
     signal = jnp.arange(self.num_signals)[None, :]  # [1, M]
     lead = (None,) * (codes.ndim - 2)
     embeds = self.code_embed[level[lead], signal[lead], codes]  # [..., l, M, code_dim]
-    return self.token_proj(embeds.reshape(*codes.shape[:-1], -1))
+    return self.token_norm(self.token_proj(embeds.reshape(*codes.shape[:-1], -1)))
 
   def encode(
     self, codes: jax.Array, vectors: jax.Array, mask: jax.Array, deterministic: bool = True

@@ -45,7 +45,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     dataset.items,
     *batches.windows(dataset, max_history),
     batch_size=section.batch_size,
-    bucket_lengths=batches.bucket_lengths(max_history),
+    # One bucket: negatives of InfoNCE come from sequences of every length.
+    bucket_lengths=(max_history,),
     seed=config.seed,
     every_target=True,
   )
