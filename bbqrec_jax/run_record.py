@@ -68,7 +68,7 @@ def provenance() -> dict[str, Any]:
   devices = jax.devices()
   return {
     **_git_state(),
-    "command": shlex.join(sys.argv),
+    "command": _command(),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "versions": versions,
     "platform": platform.platform(),
@@ -130,6 +130,15 @@ def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, s
       yield from _differences(theirs.get(name, _MISSING), ours.get(name, _MISSING), inner)
   elif theirs != ours:
     yield key, *("absent" if value is _MISSING else repr(value) for value in (theirs, ours))
+
+
+def _command() -> str:
+  """The command line as one would type it: a module's file by its name, not by where it lies."""
+  program, *arguments = sys.argv
+  path, package = pathlib.Path(program), __package__
+  if path.parent == pathlib.Path(__file__).parent:
+    return shlex.join(["python", "-m", f"{package}.{path.stem}", *arguments])
+  return shlex.join([path.name, *arguments])
 
 
 def _git_state() -> dict[str, str | bool | None]:

@@ -239,7 +239,7 @@ def revive_codes(params, idle, outputs, key, *, patience: int):
 
 
 def make_encode_catalogue(model):
-  """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D] float32) of all items."""
+  """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D]) of all items."""
   num_chunks = -(-model.num_items // _ENCODE_SIZE)
   items = jnp.arange(num_chunks * _ENCODE_SIZE, dtype=jnp.int32)
   items = jnp.where(items < model.num_items, items, -1).reshape(num_chunks, _ENCODE_SIZE)
