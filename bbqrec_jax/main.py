@@ -4,7 +4,6 @@ python -m bbqrec_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 """
 
 import functools
-import importlib
 import json
 import logging
 import pathlib
@@ -18,12 +17,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from bbqrec_jax import recommend, report, run_record
+from bbqrec_jax import optim, plugins, recommend, report, run_record
 from bbqrec_jax.data import statistics
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import generator
+from bbqrec_jax.trainers import tokenizer
 
 _INTERRUPTED = 130  # The shell's status for Ctrl-C.
 
@@ -33,8 +34,7 @@ RESULTS_FILE = "results.json"
 def load_dataset(config) -> Dataset:
   """The dataset of a config's `data` section: bbqrec_jax/data/<source>.py reads it."""
   arguments = config.data.to_dict()
-  module = importlib.import_module(f"bbqrec_jax.data.{arguments.pop('source')}")
-  return module.load(**arguments)
+  return plugins.load("data", arguments.pop("source"), "data.source").load(**arguments)
 
 
 def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
@@ -57,14 +57,18 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
       if path.exists():
         print(f"{stage}: done before.", flush=True)
       else:
-        trainer = importlib.import_module(f"bbqrec_jax.trainers.{stage}")
+        trainer = plugins.load("trainers", stage, "stages")
         run_record.write_json(path, trainer.train(config, dataset, workdir, writer))
       records[stage] = json.loads(path.read_text(encoding="utf-8"))
 
   last = records[config.stages[-1]]
   results = {split: last[split] for split in ("valid", "test") if split in last}
+  if "tokenizer" in records:
+    results["codebook"] = records["tokenizer"].pop("codebook")
   results |= dict(
     popularity=popularity_baseline(dataset),
+    seconds={stage: record["seconds"] for stage, record in records.items()},
+    peak_memory_mb={stage: record["peak_memory_mb"] for stage, record in records.items()},
     stages=records,
     data=dict(
       name=dataset.name,
@@ -93,6 +97,15 @@ def check(config, dataset: Dataset) -> None:
       f"{dataset.name}: {dataset.num_users} users are fewer than tokenizer.batch_size="
       f"{batch_size}; lower tokenizer.batch_size (and generator.batch_size)."
     )
+  for key, value, allowed in (
+    ("generator.model.encoder", config.generator.model.encoder, generator.ENCODERS),
+    ("tokenizer.optimizer.schedule", config.tokenizer.optimizer.schedule, optim.SCHEDULES),
+    ("generator.optimizer.schedule", config.generator.optimizer.schedule, optim.SCHEDULES),
+    ("tokenizer.monitor", config.tokenizer.monitor, tokenizer.MONITORS),
+    ("generator.monitor", config.generator.monitor, ranking.NAMES),
+  ):
+    if value not in allowed:
+      raise UserError(f"{key}={value!r} must be one of {', '.join(allowed)}.")
   num_signals = config.tokenizer.model.use_id + len(dataset.features)
   if not num_signals:
     raise UserError("No signal is left: the id is switched off and no item has text or image.")

@@ -31,7 +31,7 @@ def make_record(workdir: pathlib.Path) -> dict:
     if not path.exists():
       raise UserError(f"{path} does not exist; finish the run first.")
   config, results = (json.loads(path.read_text(encoding="utf-8")) for path in files)
-  record = {name: results[name] for name in ("valid", "test", "popularity", "data")}
+  record = {name: results[name] for name in ("valid", "test", "popularity", "codebook", "data")}
   if results["data"]["name"] in PAPER:
     record["paper_test"] = PAPER[results["data"]["name"]]
   # The command and commit that the run was started with, not those of a later resumption.

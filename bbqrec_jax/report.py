@@ -20,8 +20,8 @@ def format_results(results: dict) -> str:
         ("popularity", results["popularity"][split]),
       ):
         lines.append(f"{label:>12}" + "".join(f"{row[name]:12.4f}" for name in names))
-  if "tokenizer" in results["stages"]:
-    lines += ["", codebook.format_report(results["stages"]["tokenizer"]["codebook"])]
+  if "codebook" in results:
+    lines += ["", codebook.format_report(results["codebook"])]
   for stage, record in results["stages"].items():
     lines.append(
       f"{stage}: {record['epochs']:.3g} epochs, {record['seconds']:.0f} s, "

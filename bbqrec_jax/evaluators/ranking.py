@@ -7,6 +7,9 @@ import numpy as np
 from bbqrec_jax import metrics
 from bbqrec_jax.data import dataset as dataset_lib
 
+KS = (5, 10)
+NAMES = tuple(metrics.summary(np.ones(1, np.int32), KS))  # "recall@5" and so on.
+
 
 class Evaluator:
   """Ranks every user's held-out item among all items.
@@ -22,7 +25,6 @@ class Evaluator:
     split: str,
     max_history: int,
     batch_size: int,
-    ks: tuple[int, ...] = (5, 10),
     max_users: int = 0,
   ):
     """split: "valid" or "test". max_users: 0 for all, else a fixed, evenly spaced sample."""
@@ -30,7 +32,7 @@ class Evaluator:
     if max_users and max_users < dataset.num_users:
       users = np.linspace(0, dataset.num_users - 1, max_users).astype(int)
       self._history, self._targets = self._history[users], self._targets[users]
-    self._batch_size, self._ks = min(batch_size, len(self._targets)), ks
+    self._batch_size = min(batch_size, len(self._targets))
 
   def run(self, rank_fn: Callable) -> tuple[dict[str, float], np.ndarray]:
     """Evaluates.
@@ -52,7 +54,7 @@ class Evaluator:
       if len(pending) > 1:  # Fetch a batch after the next one is dispatched.
         _store(ranks, *pending.pop(0))
     _store(ranks, *pending.pop())
-    return metrics.summary(ranks, self._ks), ranks
+    return metrics.summary(ranks, KS), ranks
 
 
 def _store(ranks, rows, valid, batch_ranks):

@@ -1,6 +1,5 @@
 """BBQRec's item tokenizer: encoders, quantizer, decoders, and the sequence encoder beside them."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bbqrec_jax import losses
+from bbqrec_jax import losses, plugins
 from bbqrec_jax.models import club, mlp, quantizer
 
 
@@ -95,7 +94,9 @@ class Model(nn.Module):
       self.shared_codebook,
       self.init_scale,
     )
-    module = importlib.import_module(f"bbqrec_jax.models.{self.sequence_encoder}_encoder")
+    module = plugins.load(
+      "models", f"{self.sequence_encoder}_encoder", "tokenizer.model.sequence_encoder"
+    )
     self.sequence = module.Encoder(
       out_dim=num_signals * self.latent_dim,
       dropout_rate=self.dropout_rate,

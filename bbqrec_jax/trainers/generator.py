@@ -1,7 +1,6 @@
 """Stage two: trains the generator on semantic IDs and evaluates what it generates."""
 
 import functools
-import importlib
 import os
 import pathlib
 import time
@@ -10,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbqrec_jax import checkpoint, loop, losses, metrics, optim, run_record, train_state
+from bbqrec_jax import (
+  checkpoint,
+  loop,
+  losses,
+  metrics,
+  optim,
+  plugins,
+  run_record,
+  train_state,
+)
 from bbqrec_jax.data import batches, semantic_ids
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.decoding import generate as generate_lib
@@ -24,7 +32,7 @@ RANKS_FILE = "ranks.npz"
 
 def make_model(config, ids: semantic_ids.SemanticIds):
   """The model of a config's `generator` section, for these semantic IDs."""
-  module = importlib.import_module(f"bbqrec_jax.models.{config.model_name}")
+  module = plugins.load("models", config.model_name, "generator.model_name")
   _, num_levels, num_signals = ids.codes.shape
   return module.Model(
     num_levels=num_levels,

@@ -1,7 +1,6 @@
 """Stage one: trains the item tokenizer and writes semantic_ids.npz."""
 
 import functools
-import importlib
 import os
 import pathlib
 import time
@@ -10,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbqrec_jax import checkpoint, loop, losses, metrics, optim, run_record, train_state
+from bbqrec_jax import (
+  checkpoint,
+  loop,
+  losses,
+  metrics,
+  optim,
+  plugins,
+  run_record,
+  train_state,
+)
 from bbqrec_jax.data import batches, scaling, semantic_ids
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.evaluators import codebook, ranking
@@ -18,6 +26,8 @@ from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import quantizer
 
 STAGE = "tokenizer"
+# What can select the parameters; larger is better. "reconstruction" is for a run without L_Rec.
+MONITORS = (*ranking.NAMES, "reconstruction")
 SCALING_FILE = "feature_scaling.npz"
 _ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
 _KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
@@ -25,7 +35,7 @@ _KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the
 
 def make_model(config, *, num_items: int, feature_dims: dict[str, int]):
   """The model of a config's `tokenizer` section, for these inputs."""
-  module = importlib.import_module(f"bbqrec_jax.models.{config.model_name}")
+  module = plugins.load("models", config.model_name, "tokenizer.model_name")
   return module.Model(num_items=num_items, feature_dims=feature_dims, **config.model)
 
 
