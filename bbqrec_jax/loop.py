@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -167,6 +168,7 @@ def _deferred_interrupt():
     if event.is_set():
       raise KeyboardInterrupt
     event.set()
+    print("\nStopping after this step; once more stops at once.", file=sys.stderr, flush=True)
 
   previous = signal.signal(signal.SIGINT, on_interrupt)
   try:
