@@ -1,0 +1,200 @@
+"""The whole program, tiny: what a run leaves behind, and what becomes of one that is stopped."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import types
+
+import numpy as np
+import pytest
+
+from bbqrec_jax import main, metrics
+from bbqrec_jax.data import batches
+from bbqrec_jax.errors import UserError
+from tests import smoke_run
+
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+
+
+@pytest.fixture(scope="module")
+def finished() -> smoke_run.Finished:
+  return smoke_run.finished()
+
+
+def command(config, workdir: pathlib.Path) -> int:
+  """The exit status of `python -m bbqrec_jax.main` with these flags."""
+  return main.main([], types.SimpleNamespace(config=config, workdir=str(workdir)))
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.rglob("*")
+    if path.is_file()
+  }
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path, allow_pickle=False) as file:
+    return dict(file)
+
+
+def test_results_say_what_was_reached_and_how(finished):
+  results = json.loads((finished.workdir / "results.json").read_text())
+  assert results == finished.results
+  for split in ("valid", "test"):
+    assert set(results[split]) == set(results["popularity"][split]) == set(METRICS)
+    for row in (results[split], results["popularity"][split]):
+      assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
+      assert row["ndcg@5"] <= row["recall@5"] and row["ndcg@10"] <= row["recall@10"]
+  assert list(results["stages"]) == list(finished.config.stages)
+  for stage, record in results["stages"].items():
+    assert 0 < record["train_seconds"] < results["seconds"][stage]
+    assert results["peak_memory_mb"][stage] > 0
+    assert record["epochs"] == 2.0
+  assert results["codebook"]["num_items"] == 69
+  assert results["data"]["table1"]["users"] == 150
+  assert {"commit", "command", "date", "versions", "num_devices"} <= set(results["provenance"])
+
+
+def test_the_popularity_baseline_is_a_count(finished):
+  dataset = main.load_dataset(finished.config)
+  counts = np.zeros(dataset.num_items)
+  sequences = [dataset.sequence(user) for user in range(dataset.num_users)]
+  for sequence in sequences:
+    np.add.at(counts, sequence[:-2], 1)
+  order = sorted(range(dataset.num_items), key=lambda item: (-counts[item], item))
+  hits = [sequence[-1] in order[:10] for sequence in sequences]
+  baseline = main.popularity_baseline(dataset)
+  assert baseline["test"]["recall@10"] == pytest.approx(np.mean(hits))
+  assert baseline == finished.results["popularity"]
+
+
+def test_the_workdir_holds_everything(finished):
+  workdir = finished.workdir
+  assert json.loads((workdir / "config.json").read_text())["config"]["max_history"] == 2
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for stage in finished.config.stages:
+    assert any((workdir / "tensorboard" / stage).iterdir())
+    assert any((workdir / "checkpoints" / stage).iterdir())
+    names = {name for line in lines if line["stage"] == stage for name in line["metrics"]}
+    assert {"loss", "grad_norm", "epoch", "valid/recall@10"} <= names
+  ids = arrays(workdir / "semantic_ids.npz")
+  dataset = main.load_dataset(finished.config)
+  np.testing.assert_array_equal(ids["item_ids"], dataset.item_ids)
+  assert ids["codes"].shape == (69, 3, 3) and ids["vectors"].shape == (69, 3 * 8)
+  assert list(ids["signals"]) == ["id", "text", "image"]
+  # A vector is the sum of its code vectors, signal by signal.
+  levels = np.arange(3)[None, :, None]
+  rebuilt = ids["codebooks"][0, levels, ids["codes"]].sum(axis=1).reshape(69, -1)
+  np.testing.assert_allclose(ids["vectors"], rebuilt, atol=1e-6)
+
+
+def test_ranks_give_the_results(finished):
+  ranks = arrays(finished.workdir / "ranks.npz")
+  np.testing.assert_array_equal(ranks["user_ids"], main.load_dataset(finished.config).user_ids)
+  for split in ("valid", "test"):
+    assert ranks[split].shape == (150,)
+    assert metrics.summary(ranks[split], (5, 10)) == finished.results[split]
+
+
+def test_running_again_does_nothing_and_says_so(finished, capsys):
+  before = digests(finished.workdir)
+  assert smoke_run.run(finished.config, finished.workdir) == finished.results
+  assert "All stages are done" in capsys.readouterr().out
+  assert digests(finished.workdir) == before
+
+
+def test_another_config_is_refused_by_the_name_of_its_key(finished):
+  config = smoke_run.make_config(**{"tokenizer.rec_weight": 0.5})
+  with pytest.raises(UserError, match=r"config\.tokenizer\.rec_weight is 1\.0 there and 0\.5 here"):
+    main.run(config, finished.workdir)
+
+
+def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
+  finished, tmp_path, monkeypatch, capsys
+):
+  make_batch, calls = batches.Batches.__call__, []
+  num_steps = finished.results["stages"]["tokenizer"]["steps"]
+  stops = (3, num_steps + 5)  # Neither is at an evaluation.
+
+  def interrupted(self, step):
+    calls.append(step)
+    if len(calls) in stops:
+      os.kill(os.getpid(), signal.SIGINT)
+    return make_batch(self, step)
+
+  monkeypatch.setattr(batches.Batches, "__call__", interrupted)
+  for stage, step in (("tokenizer", 3), ("generator", 5)):
+    with pytest.raises(KeyboardInterrupt, match=f"{stage} is saved at step {step} of"):
+      smoke_run.run(finished.config, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+  results = smoke_run.run(finished.config, tmp_path)
+  assert "generator: going on from step 5 of" in capsys.readouterr().out
+  assert len(calls) == sum(record["steps"] for record in results["stages"].values())
+
+  for name in ("semantic_ids.npz", "ranks.npz"):
+    ours, theirs = arrays(tmp_path / name), arrays(finished.workdir / name)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+      np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+  for key in ("valid", "test", "popularity", "data"):
+    assert results[key] == finished.results[key]
+  for stage in ("tokenizer", "generator"):
+    for key in ("steps", "best_step", "best_valid"):
+      assert results["stages"][stage][key] == finished.results["stages"][stage][key]
+
+
+def test_the_command_says_what_a_stopped_run_needs(tmp_path, monkeypatch, capsys):
+  def stop(*args):
+    raise KeyboardInterrupt("tokenizer is saved at step 3 of 58")
+
+  monkeypatch.setattr(main, "run", stop)
+  assert command(smoke_run.make_config(), tmp_path) == 130
+  said = capsys.readouterr().err
+  assert said.strip() == "Stopped: tokenizer is saved at step 3 of 58. The same command goes on."
+
+
+def test_the_command_shows_metrics_and_examples(finished, capsys):
+  assert command(finished.config, finished.workdir) == 0
+  said = capsys.readouterr().out
+  assert f"{finished.results['test']['recall@10']:.4f}" in said
+  assert said.count("chose next") == 3 and said.count("recommended") == 3 * 5
+
+
+def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(main, "run", lambda config, workdir: finished.results | dict(stages={}))
+  config = smoke_run.make_config(stages=("tokenizer",))
+  assert command(config, tmp_path) == 0
+  assert "recommended" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"tokenizer.batch_size": 151}, "150 users are fewer than tokenizer.batch_size=151"),
+    ({"tokenizer.model.use_id": False, "data.modalities": ()}, "No signal is left"),
+    ({"data.source": "synthetics"}, "did you mean 'synthetic'?"),
+    ({"tokenizer.monitor": "recal@10"}, "tokenizer.monitor='recal@10' must be one of recall@5"),
+    ({"data.mean_length": 2.0}, "mean_length=2.0 must be at least"),
+    ({"data": {"source": "table", "interactions": "nowhere.csv"}}, "nowhere.csv: no such file."),
+  ],
+)
+def test_what_cannot_work_is_said_in_one_line(tmp_path, capsys, changes, said):
+  assert command(smoke_run.make_config(**changes), tmp_path / "workdir") == 1
+  error = capsys.readouterr().err
+  assert error.startswith("Error: ") and error.count("\n") == 1
+  assert said in error
+  assert not (tmp_path / "workdir").exists()
+
+
+def test_too_few_codes_are_worth_a_warning_with_numbers(finished, capsys):
+  dataset = main.load_dataset(finished.config)
+  main.check(finished.config, dataset)
+  assert capsys.readouterr().err == ""
+  main.check(smoke_run.make_config(num_levels=2, codebook_size=2), dataset)
+  said = capsys.readouterr().err
+  assert said.startswith("Warning: 2 codes at 2 levels of 3 signals give 64 semantic IDs")
+  assert "for 69 items" in said

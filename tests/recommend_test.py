@@ -1,0 +1,219 @@
+"""Recommendations of a finished run: ids in, ids out, new items, and the command around them."""
+
+import csv
+import importlib.util
+
+import numpy as np
+import pytest
+
+from bbqrec_jax import main, recommend
+from bbqrec_jax.data.dataset import HELD_OUT, histories, train_counts
+from bbqrec_jax.errors import UserError
+from tests import smoke_run
+
+NUM_ITEMS = 69
+
+
+@pytest.fixture(scope="module")
+def finished() -> smoke_run.Finished:
+  return smoke_run.finished()
+
+
+@pytest.fixture(scope="module")
+def dataset(finished):
+  return main.load_dataset(finished.config)
+
+
+@pytest.fixture(scope="module")
+def recommender(finished) -> recommend.Recommender:
+  return recommend.Recommender.load(finished.workdir)
+
+
+@pytest.fixture
+def own_recommender(finished) -> recommend.Recommender:
+  """One that a test may add items to."""
+  return recommend.Recommender.load(finished.workdir)
+
+
+def user_history(dataset, user: int) -> list[str]:
+  """Everything before the user's test item."""
+  return dataset.item_ids[dataset.sequence(user)[: -HELD_OUT["test"]]].tolist()
+
+
+def test_k_distinct_items_of_the_catalogue_come_best_first(recommender, dataset):
+  results = recommender.recommend([user_history(dataset, user) for user in range(3)], k=7)
+  assert len(results) == 3
+  for result in results:
+    assert len(result.item_ids) == len(set(result.item_ids)) == 7
+    assert set(result.item_ids) <= set(dataset.item_ids.tolist())
+    assert result.scores == sorted(result.scores, reverse=True) and max(result.scores) < 0
+    titles = dict(zip(dataset.item_ids.tolist(), dataset.titles.tolist()))
+    assert result.titles == [titles[item] for item in result.item_ids]
+    assert result.unknown == []
+
+
+def test_the_api_ranks_as_the_evaluation_did(recommender, dataset, finished):
+  with np.load(finished.workdir / "ranks.npz") as file:
+    ranks = file["test"]
+  assert np.sum(ranks <= 10) >= 5  # Enough to agree about.
+  results = recommender.recommend(
+    [user_history(dataset, user) for user in range(dataset.num_users)], k=10
+  )
+  _, targets = histories(dataset, "test", finished.config.max_history)
+  for result, target, rank in zip(results, dataset.item_ids[targets], ranks):
+    found = result.item_ids.index(target) + 1 if target in result.item_ids else None
+    assert found == (rank if rank <= 10 else None)
+
+
+def test_seen_items_are_left_out_when_asked(recommender, dataset):
+  history = user_history(dataset, 0)
+  everything = recommender.recommend([history], k=NUM_ITEMS)[0]
+  assert len(everything.item_ids) == NUM_ITEMS  # A beam as wide as the catalogue reaches all.
+  unseen = [item for item in everything.item_ids if item not in history]
+  result = recommender.recommend([history], k=NUM_ITEMS, filter_seen=True)[0]
+  assert result.item_ids == unseen
+  assert recommender.recommend([history], k=1, filter_seen=True)[0].item_ids == unseen[:1]
+
+
+def test_unknown_items_are_told_and_change_nothing(recommender, dataset):
+  history = user_history(dataset, 1)
+  plain, mixed, lost = recommender.recommend(
+    [history, [history[0], "nonsense", *history[1:]], ["nonsense"]], k=5
+  )
+  assert mixed.item_ids == plain.item_ids and mixed.unknown == ["nonsense"]
+  assert lost == recommend.Recommended([], [], [], ["nonsense"])
+
+
+def test_nonsense_is_refused(recommender, tmp_path):
+  with pytest.raises(UserError, match="k must be at least 1, got 0"):
+    recommender.recommend([["item1"]], k=0)
+  with pytest.raises(UserError, match="give the --workdir of a finished run"):
+    recommend.Recommender.load(tmp_path)
+
+
+def test_a_copy_of_an_item_comes_with_it(own_recommender, dataset):
+  """A new item with the features of a known one is tokenised, stored and recommended like it."""
+  counts = train_counts(dataset)
+  complete = np.logical_and(*(features.present for features in dataset.features.values()))
+  model = int(np.argmax(np.where(complete, counts, -1)))
+  features = {name: f.values[model][None] for name, f in dataset.features.items()}
+  codes = own_recommender.add_items(["copy"], **features, titles=["a copy"])
+
+  assert codes.shape == (1, 3, 3) and codes.dtype == np.int32
+  known = own_recommender.codes[model]
+  np.testing.assert_array_equal(codes[0, :, 1:], known[:, 1:])  # Text and image; the id differs.
+  assert own_recommender.item_ids[-1] == "copy"
+  result = own_recommender.recommend([user_history(dataset, 0)], k=NUM_ITEMS + 1)[0]
+  assert sorted(result.item_ids) == sorted([*dataset.item_ids.tolist(), "copy"])
+  assert result.titles[result.item_ids.index("copy")] == "a copy"
+  # It can stand in a history too.
+  assert len(own_recommender.recommend([["copy"]], k=3)[0].item_ids) == 3
+
+
+def test_new_items_need_one_vector_at_least(own_recommender, dataset):
+  text = dataset.features["text"].values[:2].copy()
+  image = dataset.features["image"].values[:2].copy()
+  own_recommender.add_items(["text only"], text=text[:1])
+  text[0], image[1] = 0.0, 0.0  # Each has the other.
+  own_recommender.add_items(["a", "b"], text=text, image=image)
+  image[0] = 0.0
+  with pytest.raises(UserError, match="1 of 2 new items have no vector; each needs one of text"):
+    own_recommender.add_items(["c", "d"], text=text, image=image)
+  assert len(own_recommender.item_ids) == NUM_ITEMS + 3
+
+
+@pytest.mark.parametrize(
+  ("item_ids", "size", "titles", "said"),
+  [
+    (["item1", "new"], (2, 13), None, r"already in the catalogue: \['item1'\]"),
+    (["new", "new"], (2, 13), None, "must be new and distinct"),
+    (["new"], (1, 12), None, r"text must be finite and of shape \(1, 13\), got \(1, 12\)"),
+    (["new"], (2, 13), None, r"of shape \(1, 13\), got \(2, 13\)"),
+    (["new"], (1, 13), ["a", "b"], "2 titles were given for 1 items"),
+  ],
+)
+def test_wrong_new_items_are_refused(recommender, item_ids, size, titles, said):
+  with pytest.raises(UserError, match=said):
+    recommender.add_items(item_ids, text=np.ones(size, np.float32), titles=titles)
+  assert len(recommender.item_ids) == NUM_ITEMS
+
+
+def command(finished, *args: str) -> int:
+  return recommend.main([f"--workdir={finished.workdir}", *args])
+
+
+def test_the_command_prints_what_the_api_returns(finished, recommender, dataset, capsys):
+  history = user_history(dataset, 2)
+  assert command(finished, f"--history={', '.join(history)},nonsense", "--k=4") == 0
+  said = capsys.readouterr()
+  result = recommender.recommend([history], k=4)[0]
+  assert [line.split()[1] for line in said.out.splitlines()] == result.item_ids
+  assert said.err == "1 unknown items were not used: nonsense\n"
+
+
+@pytest.mark.parametrize("history", ["", "nonsense,more"])
+def test_the_command_refuses_a_history_without_known_items(finished, capsys, history):
+  assert command(finished, f"--history={history}") == 1
+  said = capsys.readouterr()
+  assert said.out == ""
+  assert said.err.splitlines()[-1].startswith("Error: The history holds no item of the catalogue")
+
+
+KINDS = ["csv", "parquet"] if importlib.util.find_spec("pyarrow") else ["csv"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_in_and_out(finished, recommender, dataset, tmp_path, capsys, kind):
+  # Rows stand out of order: time counts.
+  rows = [
+    (f"u{user}", item, time)
+    for user in (3, 5)
+    for time, item in enumerate(user_history(dataset, user))
+  ]
+  rows = [*reversed(rows), ("u9", "nonsense", 1)]
+  source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
+  write_table(source, dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*rows)))))
+  assert command(finished, f"--input={source}", f"--output={target}", "--k=3") == 0
+
+  said = capsys.readouterr()
+  assert "6 recommendations for 2 users" in said.out
+  assert "nonsense" in said.err and "1 users without any known item get nothing: u9" in said.err
+  got = read_table(target)
+  assert list(got) == ["user_id", "rank", "item_id", "score", "title"]
+  for user in (3, 5):
+    expected = recommender.recommend([user_history(dataset, user)], k=3)[0]
+    mine = [n for n, name in enumerate(got["user_id"]) if name == f"u{user}"]
+    assert [int(got["rank"][n]) for n in mine] == [1, 2, 3]
+    assert [got["item_id"][n] for n in mine] == expected.item_ids
+    assert [got["title"][n] for n in mine] == expected.titles
+    np.testing.assert_allclose([float(got["score"][n]) for n in mine], expected.scores, atol=1e-5)
+
+
+def test_a_bad_table_is_said_in_one_line(finished, tmp_path, capsys):
+  (tmp_path / "in.csv").write_text("user_id,item_id\nu1,item1\n")
+  args = (f"--input={tmp_path}/in.csv", f"--output={tmp_path}/out.csv")
+  assert command(finished, *args) == 1
+  said = capsys.readouterr().err
+  assert "no column 'timestamp'" in said and said.count("\n") == 1
+  assert not (tmp_path / "out.csv").exists()
+
+
+def write_table(path, columns: dict[str, list]) -> None:
+  if path.suffix == ".parquet":
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+  else:
+    with path.open("w", newline="") as file:
+      csv.writer(file).writerows([columns, *zip(*columns.values())])
+
+
+def read_table(path) -> dict[str, list]:
+  if path.suffix == ".parquet":
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pydict()
+  with path.open(newline="") as file:
+    header, *rows = csv.reader(file)
+  return dict(zip(header, map(list, zip(*rows))))

@@ -1,0 +1,117 @@
+"""One tiny run of both stages, shared by the tests that look at what a run leaves behind."""
+
+import collections.abc
+import contextlib
+import functools
+import io
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import config_dict
+
+from bbqrec_jax import main
+from configs import quickstart
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="bbqrec_jax_smoke_")  # Removed with the process.
+
+
+class Finished(NamedTuple):
+  workdir: pathlib.Path  # Must be left as it is.
+  config: config_dict.FrozenConfigDict
+  results: dict  # What main.run returned.
+  output: str  # What it printed.
+  unread: set[str]  # Dotted names of the config's fields that nothing read.
+
+
+def make_config(**changes) -> config_dict.FrozenConfigDict:
+  """configs/quickstart.py:smoke with less of everything; changes are by dotted name."""
+  config = quickstart.get_config("smoke")
+  config.unlock()
+  config.data.update(num_users=150, num_items=70, text_dim=13, image_dim=11)
+  config.update(max_history=2, codebook_size=8)
+  config.tokenizer.update(batch_size=16, kmeans_iters=3)
+  config.generator.update(batch_size=32)
+  config.generator.model.update(num_buckets=10)
+  config.update_from_flattened_dict(changes)
+  return config_dict.FrozenConfigDict(config)
+
+
+def run(config, workdir: pathlib.Path) -> dict:
+  """main.run; what one run compiles, the others find on disk."""
+  with _compilation_cache():
+    return main.run(config, workdir)
+
+
+@functools.cache
+def finished() -> Finished:
+  """The run of make_config(), made when first asked for."""
+  config, read, output = make_config(), set(), io.StringIO()
+  workdir = pathlib.Path(_FOLDER.name) / "finished"
+  with contextlib.redirect_stdout(output):
+    results = run(_Recorder(config, read), workdir)
+  return Finished(workdir, config, results, output.getvalue(), _leaves(config) - read)
+
+
+class _Recorder(collections.abc.Mapping):
+  """Stands for a config, and notes the dotted names of the fields that are read through it."""
+
+  def __init__(self, config, read: set[str], prefix: str = ""):
+    self._config, self._read, self._prefix = config, read, prefix
+
+  def __getitem__(self, key):
+    name, value = self._prefix + key, self._config[key]
+    if isinstance(value, config_dict.FrozenConfigDict):
+      return _Recorder(value, self._read, f"{name}.")
+    self._read.add(name)
+    return value
+
+  def __getattr__(self, key):
+    return self[key]
+
+  def __iter__(self):
+    return iter(self._config)
+
+  def __len__(self):
+    return len(self._config)
+
+  __hash__ = object.__hash__  # A comparison of mappings would read everything.
+  __eq__ = object.__eq__
+
+  def to_dict(self):
+    """A section is taken apart to be read; the whole is only written down."""
+    if self._prefix:
+      self._read |= {self._prefix + name for name in _leaves(self._config)}
+    return self._config.to_dict()
+
+
+def _leaves(config) -> set[str]:
+  names = set()
+  for key, value in config.items():
+    if isinstance(value, config_dict.FrozenConfigDict):
+      names |= {f"{key}.{name}" for name in _leaves(value)}
+    else:
+      names.add(key)
+  return names
+
+
+@contextlib.contextmanager
+def _compilation_cache():
+  settings = dict(
+    jax_compilation_cache_dir=str(pathlib.Path(_FOLDER.name) / "compiled"),
+    jax_persistent_cache_min_compile_time_secs=0.1,
+  )
+  before = {name: getattr(jax.config, name) for name in settings}
+  try:
+    _configure(settings)
+    yield
+  finally:
+    _configure(before)
+
+
+def _configure(settings: dict) -> None:
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # It reads the settings when it is opened.
