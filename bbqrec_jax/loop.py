@@ -65,6 +65,7 @@ def fit(
     state, progress = restored.state, restored.progress
     writer.truncate(stage, restored.step)
     print(f"{stage}: going on from step {restored.step} of {num_steps}.", flush=True)
+  earlier_seconds = progress["train_seconds"] + progress["eval_seconds"]
   step = saved_step = int(state.step)
   finished = lambda: step >= num_steps or (patience and progress["stale"] >= patience)
   window = _Window(stage)
@@ -116,6 +117,7 @@ def fit(
     best_valid=progress["best"],
     train_seconds=progress["train_seconds"],
     eval_seconds=progress["eval_seconds"],
+    earlier_seconds=earlier_seconds,  # Of the two, what was spent before this process.
   )
   return Fitted(best.state["params"], summary)
 

@@ -17,7 +17,7 @@ class FakeModel:
     if name == "missing":
       raise OSError("no such model\nand a long story")
 
-  def encode(self, texts):
+  def encode(self, texts, show_progress_bar):
     FakeModel.calls += 1
     return np.array([[len(t), ord(t[0])] for t in texts], np.float64)
 

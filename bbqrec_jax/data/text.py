@@ -39,7 +39,7 @@ def encode(texts: list[str], model_name: str, cache_dir: str) -> np.ndarray:
     except (ValueError, EOFError, OSError):
       pass
     logging.info("%s: damaged, the texts are encoded again.", path)
-  values = np.asarray(_load_model(model_name).encode(texts), np.float32)
+  values = np.asarray(_load_model(model_name).encode(texts, show_progress_bar=True), np.float32)
   cache.write(path, lambda file: np.save(file, values))
   return values
 

@@ -111,7 +111,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     | dict(
       encoder=model.encoder,
       num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
-      seconds=time.perf_counter() - started,
+      seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
       peak_memory_mb=run_record.peak_memory_mb(),
     )
   )
