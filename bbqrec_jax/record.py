@@ -31,6 +31,8 @@ def make_record(workdir: pathlib.Path) -> dict:
     if not path.exists():
       raise UserError(f"{path} does not exist; finish the run first.")
   config, results = (json.loads(path.read_text(encoding="utf-8")) for path in files)
+  if "test" not in results:
+    raise UserError(f"{workdir} ran the tokenizer alone; only a run with a generator has a record.")
   record = {name: results[name] for name in ("valid", "test", "popularity", "codebook", "data")}
   if results["data"]["name"] in PAPER:
     record["paper_test"] = PAPER[results["data"]["name"]]
