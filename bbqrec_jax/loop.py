@@ -10,12 +10,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from bbqrec_jax.checkpoint import Checkpointer
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.progress import Progress
 from bbqrec_jax.train_state import TrainState
+
+MAX_CHUNK_STEPS = 64  # Steps of one call; more would save nothing.
+_CHUNK_SECONDS = 1.0  # About how long a call takes, if its steps are slow enough.
 
 
 class Fitted(NamedTuple):
@@ -25,8 +29,8 @@ class Fitted(NamedTuple):
 
 def fit(
   state: TrainState,
-  train_step: Callable,
-  batch_fn: Callable,
+  train_chunk: Callable,
+  epoch_fn: Callable,
   *,
   stage: str,
   constants: Any,
@@ -40,20 +44,26 @@ def fit(
   log_steps: int,
   checkpointer: Checkpointer,
   writer: MetricWriter,
+  chunk_steps: int = MAX_CHUNK_STEPS,
 ) -> Fitted:
   """Trains until num_steps, or until validation has not improved for `patience` evaluations.
 
   Goes on from the newest checkpoint if there is one, and then ends with the same parameters, bit
-  for bit, as a run that was never interrupted. The first Ctrl-C ends the current step, saves and
-  raises KeyboardInterrupt; a second one does not wait.
+  for bit, as a run that was never interrupted. The first Ctrl-C ends the steps that are under way
+  (about two seconds), saves and raises KeyboardInterrupt; a second one does not wait.
+
+  Steps run on the device a chunk at a time, and the metrics of a chunk are fetched while the next
+  one runs. How many steps make a chunk changes no result.
 
   Args:
-    train_step: (state, batch, constants, key) -> (state, metrics: dict of []).
-    batch_fn: step -> batch, a pure function.
+    train_chunk: as train_state.make_train_chunk(train_step, chunk_steps) builds it.
+    epoch_fn: epoch -> its batches, a pytree of arrays [steps_per_epoch, ...]; a pure function.
     eval_fn: params -> dict of floats, on the validation split.
     eval_steps: an evaluation and a checkpoint after every so many steps, and after the last.
     monitor: the name in eval_fn's result to select by; larger is better.
     patience: 0 for no early stopping.
+    log_steps: a line of metrics, means since the line before, after every so many steps.
+    chunk_steps: the most steps of one call; their number follows from their speed.
 
   Raises:
     UserError: a metric of a step is NaN or infinite; names stage, step and metric.
@@ -68,26 +78,41 @@ def fit(
   earlier_seconds = progress["train_seconds"] + progress["eval_seconds"]
   step = saved_step = int(state.step)
   finished = lambda: step >= num_steps or (patience and progress["stale"] >= patience)
-  window = _Window(stage)
+  pace = _Pace(chunk_steps)
+  epoch, batches = -1, None  # The epoch whose batches lie on the device.
 
   with (
     _deferred_interrupt() as interrupted,
     Progress(num_steps, initial=step, label=stage) as shown,
   ):
+
+    def report(step, means):
+      writer.write(step, stage, means | dict(epoch=step / steps_per_epoch))
+      shown.update(step, dict(loss=means["loss"]))
+
+    window = _Window(stage, log_steps, report)
     while not finished():
       started = time.perf_counter()
-      state, metrics = train_step(state, batch_fn(step), constants, key)
-      step += 1
-      window.add(step, metrics)  # Fetches the step before, while this one runs.
+      if step // steps_per_epoch != epoch:
+        epoch = step // steps_per_epoch
+        batches = jax.device_put(epoch_fn(epoch))
+      in_epoch = step % steps_per_epoch
+      count = min(
+        pace.steps,
+        num_steps - step,
+        steps_per_epoch - in_epoch,
+        *(every - step % every for every in (log_steps, eval_steps)),
+      )
+      state, metrics = train_chunk(state, batches, in_epoch, count, constants, key)
+      waited_for = window.add(step, count, metrics)  # The chunk before; this one runs.
+      step += count
+      pace.update(waited_for, time.perf_counter() - started)
       at_eval = step % eval_steps == 0 or step == num_steps
-      if at_eval or step % log_steps == 0 or interrupted.is_set():
+      if at_eval or interrupted.is_set():
         means = window.flush()
-        progress["train_seconds"] += time.perf_counter() - started
-        writer.write(step, stage, means | dict(epoch=step / steps_per_epoch))
-        shown.update(step, dict(loss=means["loss"]))
       else:
-        progress["train_seconds"] += time.perf_counter() - started
         shown.update(step)
+      progress["train_seconds"] += time.perf_counter() - started
       if at_eval:
         started = time.perf_counter()
         results = eval_fn(state.params)
@@ -123,38 +148,70 @@ def fit(
 
 
 class _Window:
-  """Sums of the metrics since the last report; each step's are fetched one step late."""
+  """The metrics since the last report. Each chunk's are fetched one chunk late."""
 
-  def __init__(self, stage: str):
-    self._stage, self._pending = stage, None
-    self._sums, self._count = {}, 0
+  def __init__(self, stage: str, log_steps: int, report_fn: Callable):
+    """report_fn(step, means) is called for every multiple of log_steps, and by flush()."""
+    self._stage, self._log_steps, self._report_fn = stage, log_steps, report_fn
+    self._pending = None
+    self._sums, self._count, self._means = {}, 0, {}
 
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    self._fetch()
-    self._pending = (step, metrics)
+  def add(self, step: int, count: int, metrics: dict[str, jax.Array]) -> int:
+    """Takes the metrics, [at least count] by name, of the `count` steps that began at `step`.
+
+    Returns how many earlier steps were waited for.
+    """
+    fetched = self._fetch()
+    self._pending = (step, count, metrics)
+    return fetched
 
   def flush(self) -> dict[str, float]:
-    """Means since the last flush."""
-    self._fetch()
-    means = {name: total / self._count for name, total in self._sums.items()}
-    self._sums, self._count = {}, 0
-    return means
+    """Reports what has not been reported; returns the means of the last report."""
+    self._fetch(report=True)
+    return self._means
 
-  def _fetch(self) -> None:
+  def _fetch(self, report: bool = False) -> int:
     if self._pending is None:
-      return
-    step, metrics = self._pending
+      return 0
+    step, count, metrics = self._pending
     self._pending = None
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
+    values = {name: x[:count].astype(np.float64) for name, x in jax.device_get(metrics).items()}
+    finite = np.logical_and.reduce([np.isfinite(x) for x in values.values()])
+    if not finite.all():
+      first = int(np.argmin(finite))
+      bad = sorted(name for name, x in values.items() if not np.isfinite(x[first]))
       raise UserError(
-        f"{self._stage}, step {step}: {', '.join(sorted(bad))} is not finite; lower the learning "
-        "rate or the weight of that term. The last checkpoint is kept."
+        f"{self._stage}, step {step + first + 1}: {', '.join(bad)} is not finite; lower the "
+        "learning rate or the weight of that term. The last checkpoint is kept."
       )
-    for name, value in values.items():
-      self._sums[name] = self._sums.get(name, 0.0) + value
-    self._count += 1
+    for name, x in values.items():
+      for value in x:  # One after the other, so that the sum does not depend on the chunks.
+        self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    self._count += count
+    if report or (step + count) % self._log_steps == 0:
+      self._means = {name: total / self._count for name, total in self._sums.items()}
+      self._sums, self._count = {}, 0
+      self._report_fn(step + count, self._means)
+    return count
+
+
+class _Pace:
+  """How many steps to take in one call: so many as last about a second.
+
+  A Ctrl-C is then answered soon and progress is seen; longer calls would save nothing.
+  """
+
+  def __init__(self, max_steps: int):
+    self._max_steps, self.steps = max_steps, 1
+
+  def update(self, count: int, seconds: float) -> None:
+    """Learns that `count` steps took so long."""
+    if count < self.steps:  # Cut short, by an evaluation for one; also 0, which nobody waited for.
+      return
+    if seconds < _CHUNK_SECONDS / 2:
+      self.steps = min(2 * self.steps, self._max_steps)
+    elif seconds > 2 * _CHUNK_SECONDS:
+      self.steps = max(self.steps // 2, 1)
 
 
 @contextlib.contextmanager

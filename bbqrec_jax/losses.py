@@ -66,19 +66,19 @@ def info_nce(
   does each negative, however often an item occurs in the batch.
 
   Args:
-    h: [B, T, E] float32, what the history up to t predicts.
+    h: [R, E] float32, what each history of the batch predicts.
     v: [P, E] float32, the batch's distinct items.
-    targets: [B, T] int32, the row of v that comes next, or -1 where nothing is predicted.
+    targets: [R] int32, the row of v that comes next, or -1 where nothing is predicted.
     item_weights: [P] float32, 1.0 for an item and 0.0 for a padding row, which is no negative.
     temperature: tau, by which the cosines are divided.
 
   Returns:
-    [] float32, nats; mean over the predicted positions.
+    [] float32, nats; mean over what is predicted.
   """
   # At full float32 precision: a small temperature magnifies the rounding of the cosines.
-  cosines = jnp.einsum("bte,pe->btp", unit(h), unit(v), precision=jax.lax.Precision.HIGHEST)
+  cosines = jnp.einsum("re,pe->rp", unit(h), unit(v), precision=jax.lax.Precision.HIGHEST)
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    cosines / temperature, jnp.maximum(targets, 0), where=(item_weights > 0)[None, None, :]
+    cosines / temperature, jnp.maximum(targets, 0), where=(item_weights > 0)[None, :]
   )
   return weighted_mean(losses, (targets >= 0).astype(losses.dtype))
 
@@ -91,13 +91,14 @@ def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) ->
   Args:
     logits: [..., L, M, N] of any float type, each level's and signal's scores of the N codes.
     codes: [..., L, M] int32 in [0, N), the right ones; any of them where the weight is 0.
-    weights: [...] float32, 1.0 for an example and 0.0 for padding.
+    weights: [...] float32, of each example in the sum: 1 over their number makes it a mean, also
+      where a batch's parts are added up.
 
   Returns:
-    [] float32, nats an item; sum over L and M, mean over examples.
+    [] float32, nats an item; sum over L and M, weighted sum over examples.
   """
   losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), codes)
-  return weighted_mean(jnp.sum(losses, axis=(-2, -1)), weights)
+  return jnp.sum(weights * jnp.sum(losses, axis=(-2, -1)))
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""The state of a training, and the step that advances it."""
+"""The state of a training, the step that advances it, and the loop over steps on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,25 +23,35 @@ def create(params, tx: optax.GradientTransformation, extra=()) -> TrainState:
 def make_train_step(
   loss_fn: Callable,
   tx: optax.GradientTransformation,
+  *,
   after_update: Callable | None = None,
+  split_fn: Callable | None = None,
 ) -> Callable:
-  """Builds jitted (state, batch, constants, key) -> (state, metrics); donates state.
+  """Builds (state, batch, constants, key) -> (state, metrics: dict of []), to be jitted.
 
   Args:
     loss_fn: (params, batch, constants, key) -> (loss [], (metrics: dict of [], outputs)).
     tx: the optimizer.
     after_update: (params, extra, outputs, key) -> (params, extra), applied behind the optimizer's
       update; `outputs` is what loss_fn returned. None leaves both as they are.
+    split_fn: batch -> a sequence of parts, whose losses and metrics add up to the batch's. Each is
+      a pytree of arrays [n, ...]: n micro-batches of one shape, taken one after the other, which
+      bounds the memory of a step. loss_fn is then given a micro-batch, and `outputs` are not kept.
 
   `constants` is a pytree of arrays that no step changes, such as the items' features: passed, not
   closed over, so that it is no part of the compiled program. `key` is the run's one key, never
   split: a step's key is folded from state.step, so resuming needs no key in the checkpoint.
   """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def train_step(state: TrainState, batch, constants, key):
     step_key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, step_key)
+    if split_fn is None:
+      (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, step_key)
+    else:
+      parts = split_fn(batch)
+      (loss, metrics), grads = _summed(grad_fn, state.params, parts, constants, step_key)
+      outputs = ()
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params, extra = optax.apply_updates(state.params, updates), state.extra
     if after_update is not None:
@@ -49,4 +59,48 @@ def make_train_step(
     metrics = metrics | dict(loss=loss, grad_norm=optax.tree.norm(grads))
     return TrainState(state.step + 1, params, opt_state, extra), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  return train_step
+
+
+def _summed(grad_fn: Callable, params, parts: Sequence, constants, key):
+  """((loss, metrics), grads), each the sum over all micro-batches of all parts."""
+
+  def one(micro_batch, key):
+    (loss, (metrics, _)), grads = grad_fn(params, micro_batch, constants, key)
+    return (loss, metrics), grads
+
+  def one_more(total, inputs):
+    return jax.tree.map(jnp.add, total, one(*inputs)), None
+
+  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts[0]), key)
+  total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  for n, part in enumerate(parts):
+    keys = jax.random.split(jax.random.fold_in(key, n), len(jax.tree.leaves(part)[0]))
+    total, _ = jax.lax.scan(one_more, total, (part, keys))
+  return total
+
+
+def make_train_chunk(train_step: Callable, max_steps: int) -> Callable:
+  """Builds jitted (state, epoch, first, count, constants, key) -> (state, metrics); donates state.
+
+  Takes the steps first, ..., first + count - 1 of an epoch in one call. `epoch` is a pytree of
+  arrays with the epoch's steps as leading axis, on the device; first and count <= max_steps are
+  [] int32, so that one program serves whatever number of steps. metrics are [max_steps] float32 by
+  name, of which the first `count` are meant.
+  """
+
+  def train_chunk(state: TrainState, epoch, first, count, constants, key):
+    batch_of = lambda step: jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, step, 0, False), epoch
+    )
+
+    def body(n, carry):
+      state, collected = carry
+      state, metrics = train_step(state, batch_of(first + n), constants, key)
+      return state, {name: collected[name].at[n].set(metrics[name]) for name in collected}
+
+    _, names = jax.eval_shape(train_step, state, batch_of(first), constants, key)
+    collected = {name: jnp.zeros(max_steps, jnp.float32) for name in names}
+    return jax.lax.fori_loop(0, count, body, (state, collected))
+
+  return jax.jit(train_chunk, donate_argnums=0)

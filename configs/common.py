@@ -159,6 +159,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, weight_decay=0.035, clip_norm=1.0
     ),
     batch_size=256,
+    micro_batch_size=64,  # Examples whose activations are held at once; 0: all of a group.
     num_epochs=200,
     eval_epochs=2,
     eval_batch_size=128,

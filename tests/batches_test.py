@@ -1,9 +1,10 @@
-"""Batches hold every training example once an epoch, in an order that step and seed fix."""
+"""Batches hold every training example once an epoch, in an order that epoch and seed fix."""
 
 import collections
 import itertools
 
 import chex
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,15 +38,15 @@ def _batches(dataset, every_target, max_history=7, batch_size=5, seed=0):
     dataset.items,
     *slices(dataset, max_history),
     batch_size=batch_size,
-    bucket_lengths=batches.bucket_lengths(max_history),
+    lengths=batches.group_lengths(max_history),
     seed=seed,
     every_target=every_target,
   )
 
 
-def _rows(batch):
-  """(history, targets) of every row that is no padding, as tuples without their padding."""
-  pairs = zip(batch["history"], batch["targets"])
+def _rows(groups, step):
+  """(history, targets) of every row of a step that is no padding, as tuples without theirs."""
+  pairs = [pair for g in groups for pair in zip(g["history"][step], g["targets"][step])]
   strip = lambda row: tuple(row[row >= 0].tolist())
   return [(strip(history), strip(targets)) for history, targets in pairs if history[0] >= 0]
 
@@ -64,8 +65,8 @@ def test_an_epoch_is_every_training_example_once(
 ):
   dataset = _dataset(lengths)
   data = _batches(dataset, every_target, max_history, batch_size, seed)
-  first = epoch * data.steps_per_epoch
-  rows = [row for i in range(data.steps_per_epoch) for row in _rows(data(first + i))]
+  groups = data.epoch(epoch)
+  rows = [row for step in range(data.steps_per_epoch) for row in _rows(groups, step)]
   sequences = [dataset.sequence(u).tolist() for u in range(dataset.num_users)]
   expected = (examples.windows if every_target else examples.prefixes)(sequences, max_history)
   assert collections.Counter(rows) == collections.Counter(expected)
@@ -76,62 +77,79 @@ def test_an_epoch_is_every_training_example_once(
 
 
 @pytest.mark.parametrize("every_target", [False, True])
-def test_rows_fill_the_smallest_bucket_from_the_left(every_target):
+def test_rows_stand_in_the_group_of_their_length_from_the_left(every_target):
   data = _batches(_dataset(LENGTHS), every_target)
-  buckets = batches.bucket_lengths(7)
-  partial = 0
-  for step in range(data.steps_per_epoch):
-    batch = data(step)
-    length = batch["history"].shape[1]
-    smaller = max((b for b in buckets if b < length), default=0)
-    assert length in buckets
-    chex.assert_shape(batch["history"], (5, length))
-    chex.assert_shape(batch["targets"], (5, length if every_target else 1))
-    chex.assert_type([batch["history"], batch["targets"]], np.int32)
-    counts = (batch["history"] >= 0).sum(axis=1)
-    for row, (history, targets) in enumerate(zip(batch["history"], batch["targets"])):
-      assert (history[: counts[row]] >= 0).all()
-      assert counts[row] == 0 or smaller < counts[row] <= length
-      if every_target or counts[row] == 0:
-        np.testing.assert_array_equal(targets >= 0, history[: len(targets)] >= 0)
+  lengths, smaller, partial = batches.group_lengths(7), 0, 0
+  groups = data.epoch(0)
+  assert [group["history"].shape[2] for group in groups] == list(lengths)
+  for length, group in zip(lengths, groups):
+    history, targets = group["history"], group["targets"]
+    chex.assert_type([history, targets], np.int32)
+    chex.assert_shape(targets, (*history.shape[:2], length if every_target else 1))
+    assert len(history) == data.steps_per_epoch
+    counts = (history >= 0).sum(axis=2)
+    np.testing.assert_array_equal(history >= 0, np.arange(length) < counts[..., None])
+    assert np.isin(counts, [0, *range(smaller + 1, length + 1)]).all()
+    if every_target:
+      np.testing.assert_array_equal(targets >= 0, history >= 0)
+    else:
+      np.testing.assert_array_equal(targets[..., 0] >= 0, counts > 0)
     full = counts > 0
-    assert full[0] and (np.diff(full.astype(int)) <= 0).all()  # Empty rows come last.
-    partial += not full.all()
+    assert (full[:, :-1]).all()  # At most the last row of a step is empty.
+    partial += (~full).sum()
+    smaller = length
   assert partial  # The case was there.
 
 
-def test_a_batch_depends_on_step_and_seed_alone():
+@settings(max_examples=40, deadline=None)
+@given(
+  lengths=st.lists(st.integers(3, 40), min_size=1, max_size=30).filter(lambda x: max(x) > 3),
+  batch_size=st.integers(1, 40),
+)
+def test_every_batch_has_its_share_of_every_group(lengths, batch_size):
+  data = _batches(_dataset(lengths), False, max_history=9, batch_size=batch_size)
+  steps = data.steps_per_epoch
+  assert (steps - 1) * batch_size < data.num_examples <= steps * batch_size
+  for group in data.epoch(0):
+    per_step = (group["history"][:, :, 0] >= 0).sum(axis=1)
+    assert per_step.max() - per_step.min() <= 1
+    assert group["history"].shape[1] == -(-per_step.sum() // steps)  # No row more than it takes.
+
+
+def test_an_epoch_depends_on_its_number_and_the_seed_alone():
   dataset = _dataset(LENGTHS)
   forward, backward = _batches(dataset, False), _batches(dataset, False)
-  steps = range(3 * forward.steps_per_epoch)
-  expected = {step: forward(step) for step in steps}
-  for step in reversed(steps):
-    chex.assert_trees_all_equal(backward(step), expected[step])
+  expected = [forward.epoch(epoch) for epoch in range(3)]
+  for epoch in (2, 0, 1):
+    chex.assert_trees_all_equal(backward.epoch(epoch), expected[epoch])
 
-  def order(data, epoch):
-    first = epoch * data.steps_per_epoch
-    return [row for i in range(data.steps_per_epoch) for row in _rows(data(first + i))]
-
-  orders = [order(forward, 0), order(forward, 1), order(_batches(dataset, False, seed=1), 0)]
+  order = lambda groups: [
+    row for step in range(len(groups[0]["history"])) for row in _rows(groups, step)
+  ]
+  orders = [order(g) for g in (*expected[:2], _batches(dataset, False, seed=1).epoch(0))]
   assert orders[0] != orders[1] and orders[0] != orders[2]
   assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
-  widths = [forward(i)["history"].shape[1] for i in range(forward.steps_per_epoch)]
-  assert widths != sorted(widths) and widths != sorted(widths, reverse=True)  # Buckets are mixed.
+
+
+def test_which_steps_are_short_changes_with_the_epoch():
+  data = _batches(_dataset([9] * 7), False, max_history=1, batch_size=10)  # 42 examples, 5 steps.
+  short = [tuple(np.flatnonzero(data.epoch(e)[0]["history"][:, -1, 0] < 0)) for e in range(9)]
+  assert {len(steps) for steps in short} == {3} and len(set(short)) > 1
 
 
 def test_examples_that_do_not_fit_raise():
   items = np.arange(9, dtype=np.int32)
-  kwargs = dict(batch_size=2, bucket_lengths=(2, 3), seed=0, every_target=False)
+  kwargs = dict(batch_size=2, lengths=(2, 3), seed=0, every_target=False)
   with pytest.raises(ValueError, match="no training examples"):
     batches.Batches(items, np.array([], int), np.array([], int), **kwargs)
-  with pytest.raises(ValueError, match=r"4 items exceeds buckets \(2, 3\)"):
+  with pytest.raises(ValueError, match=r"4 items exceeds the lengths \(2, 3\)"):
     batches.Batches(items, np.array([0, 1]), np.array([3, 5]), **kwargs)
 
 
-def test_bucket_lengths_increase_up_to_max_history():
-  assert batches.bucket_lengths(20) == (4, 8, 12, 20)
+def test_group_lengths_increase_up_to_max_history():
+  assert batches.group_lengths(20) == (4, 8, 12, 20)
   for max_history in range(1, 60):
-    buckets = batches.bucket_lengths(max_history)
+    buckets = batches.group_lengths(max_history)
     assert buckets[0] >= 1 and buckets[-1] == max_history
     assert all(a < b for a, b in itertools.pairwise(buckets))
 
@@ -139,22 +157,28 @@ def test_bucket_lengths_increase_up_to_max_history():
 @pytest.mark.parametrize(("num_items", "size"), [(2000, 1024), (700, 700), (100_000, 1024)])
 def test_distinct_items_and_indices_into_them(num_items, size):
   rng = np.random.default_rng(0)
-  few = rng.permutation(num_items)[:601]
-  batch = dict(history=rng.choice(few, (31, 37)), targets=rng.choice(few, (31, 37)))
-  batch = {name: array.astype(np.int32) for name, array in batch.items()}
-  batch["history"][:, 29:] = batch["targets"][5:, 11:] = -1
-  out = batches.with_distinct_items(batch, num_items)
-  chex.assert_shape(out["items"], (size,))
-  chex.assert_type(list(out.values()), np.int32)
-  used = set(batch["history"].ravel().tolist()) | set(batch["targets"].ravel().tolist())
-  assert out["items"][out["items"] >= 0].tolist() == sorted(used - {-1})
-  assert (out["items"][len(used) - 1 :] == -1).all()  # Behind the items, padding only.
-  for name in ("history", "targets"):
-    rebuilt = np.where(out[name] >= 0, out["items"][out[name]], -1)
-    np.testing.assert_array_equal(rebuilt, batch[name])
+  few = rng.permutation(num_items)[:601].astype(np.int32)
+  shapes = (
+    dict(history=(2, 31, 37), targets=(2, 31, 37)),
+    dict(history=(2, 3, 5), targets=(2, 3, 1)),
+  )
+  groups = tuple({name: rng.choice(few, shape) for name, shape in g.items()} for g in shapes)
+  groups[0]["history"][:, :, 29:] = groups[0]["targets"][:, 5:, 11:] = -1
+  groups[0]["history"][1, 1:] = groups[0]["targets"][1, 1:] = -1  # A step with few items.
+  out = batches.with_distinct_items(groups, num_items)
+  chex.assert_shape(out["items"], (2, size))
+  chex.assert_type(jax.tree.leaves(out), np.int32)
+  for step, items in enumerate(out["items"]):
+    used = {item for g in groups for x in g.values() for item in x[step].ravel().tolist()} - {-1}
+    assert items[: len(used)].tolist() == sorted(used)
+    assert (items[len(used) :] == -1).all()  # Behind the items, padding only.
+    for given_group, group in zip(groups, out["groups"], strict=True):
+      for name, index in group.items():
+        rebuilt = np.where(index[step] >= 0, items[index[step]], -1)
+        np.testing.assert_array_equal(rebuilt, given_group[name][step])
 
 
-def test_a_batch_of_all_items_needs_no_padding():
-  batch = dict(history=np.arange(5)[None], targets=np.array([[5, 6]]))
-  out = batches.with_distinct_items(batch, 7)
-  assert out["items"].tolist() == list(range(7))
+def test_batches_of_all_items_need_no_padding():
+  groups = (dict(history=np.arange(5)[None, None], targets=np.array([[[5, 6]]])),)
+  out = batches.with_distinct_items(groups, 7)
+  assert out["items"].tolist() == [list(range(7))]

@@ -17,7 +17,7 @@ from bbqrec_jax.metric_writer import MetricWriter
 
 STAGE = "toy"
 ROWS, WIDTH, BATCH_SIZE = 31, 3, 7
-NUM_STEPS, EVAL_STEPS, LOG_STEPS = 22, 4, 3
+NUM_STEPS, EVAL_STEPS, LOG_STEPS, STEPS_PER_EPOCH = 22, 4, 3, 5
 TX = optax.adam(0.05)
 
 
@@ -45,7 +45,12 @@ def _grow(params, extra, outputs, key):
   return params | dict(age=params["age"] + 1.0), 0.5 * extra + jax.random.normal(key)
 
 
-TRAIN_STEP = train_state.make_train_step(_loss_fn, TX, _grow)
+def _train_chunk(max_steps, loss_fn=_loss_fn):
+  step = train_state.make_train_step(loss_fn, TX, after_update=_grow)
+  return train_state.make_train_chunk(step, max_steps)
+
+
+TRAIN_CHUNK = _train_chunk(1)
 
 
 def _batch(step, jitter=0.1):
@@ -56,6 +61,16 @@ def _batch(step, jitter=0.1):
 def _all_rows(step):
   del step
   return dict(rows=np.arange(ROWS), targets=TARGETS, jitter=np.float32(0.0))
+
+
+def _epochs(batch_fn):
+  """The batches of an epoch, one upon the other."""
+
+  def epoch_fn(epoch):
+    steps = range(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH)
+    return jax.tree.map(lambda *x: np.stack(x), *map(batch_fn, steps))
+
+  return epoch_fn
 
 
 def _fit(workdir, scores=None, **changes):
@@ -70,18 +85,19 @@ def _fit(workdir, scores=None, **changes):
   params = dict(weight=jnp.zeros(WIDTH), age=jnp.zeros(()))
   kwargs = dict(
     state=train_state.create(params, TX, extra=jnp.zeros(())),
-    train_step=TRAIN_STEP,
-    batch_fn=_batch,
+    train_chunk=TRAIN_CHUNK,
+    epoch_fn=_epochs(_batch),
     stage=STAGE,
     constants=jnp.asarray(INPUTS),
     key=jax.random.key(3),
     num_steps=NUM_STEPS,
-    steps_per_epoch=5,
+    steps_per_epoch=STEPS_PER_EPOCH,
     eval_fn=eval_fn,
     eval_steps=EVAL_STEPS,
     monitor="score",
     patience=0,
     log_steps=LOG_STEPS,
+    chunk_steps=1,
   )
   with (
     checkpoint.Checkpointer(workdir / "checkpoints") as checkpointer,
@@ -107,16 +123,21 @@ def _timeless(summary):
   return {name: value for name, value in summary.items() if not name.endswith("_seconds")}
 
 
-def _interrupting(at, signals=1):
-  """Batches during one of which somebody presses Ctrl-C."""
+def _at_step(step, fn, train_chunk=TRAIN_CHUNK):
+  """train_chunk, before which fn is called when it comes to a step."""
 
-  def batch_fn(step):
-    if step == at:
-      for _ in range(signals):
-        signal.raise_signal(signal.SIGINT)
-    return _batch(step)
+  def wrapped(state, epoch, first, count, *args):
+    if int(state.step) <= step < int(state.step) + count:
+      fn()
+    return train_chunk(state, epoch, first, count, *args)
 
-  return batch_fn
+  return wrapped
+
+
+def _interrupting(at, signals=1, train_chunk=TRAIN_CHUNK):
+  """Steps during one of which somebody presses Ctrl-C."""
+  press = lambda: [signal.raise_signal(signal.SIGINT) for _ in range(signals)]
+  return _at_step(at, press, train_chunk)
 
 
 def _refuse(*args):
@@ -130,7 +151,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_it_finds_the_least_squares_solution(tmp_path):
-  fitted = _fit(tmp_path, batch_fn=_all_rows, num_steps=400, eval_steps=50, log_steps=50)
+  fitted = _fit(tmp_path, epoch_fn=_epochs(_all_rows), num_steps=400, eval_steps=50, log_steps=50)
   solution = np.linalg.lstsq(INPUTS, TARGETS, rcond=None)[0]
   np.testing.assert_allclose(fitted.params["weight"], solution, atol=1e-3)
   error = np.mean((INPUTS @ solution - TARGETS) ** 2)
@@ -142,13 +163,18 @@ def test_it_finds_the_least_squares_solution(tmp_path):
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, at):
   handler = signal.getsignal(signal.SIGINT)
   with pytest.raises(KeyboardInterrupt, match=f"toy is saved at step {at + 1} of {NUM_STEPS}"):
-    _fit(tmp_path, batch_fn=_interrupting(at))
+    _fit(tmp_path, train_chunk=_interrupting(at))
   assert signal.getsignal(signal.SIGINT) is handler
   assert _newest(tmp_path).step == at + 1  # The step of the Ctrl-C was finished, and no more.
 
-  resumed_from = []
-  fitted = _fit(tmp_path, batch_fn=lambda step: resumed_from.append(step) or _batch(step))
-  assert resumed_from == list(range(at + 1, NUM_STEPS))
+  taken = []
+
+  def train_chunk(state, *args):
+    taken.append(int(state.step))
+    return TRAIN_CHUNK(state, *args)
+
+  fitted = _fit(tmp_path, train_chunk=train_chunk)
+  assert taken == list(range(at + 1, NUM_STEPS))
   expected, expected_newest, _ = uninterrupted
   chex.assert_trees_all_equal(fitted.params, expected.params)
   assert _timeless(fitted.summary) == _timeless(expected.summary)
@@ -159,18 +185,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, at):
 
 def test_a_second_interrupt_does_not_wait(tmp_path):
   with pytest.raises(KeyboardInterrupt):
-    _fit(tmp_path, batch_fn=_interrupting(6, signals=2))
+    _fit(tmp_path, train_chunk=_interrupting(6, signals=2))
   assert _newest(tmp_path).step == EVAL_STEPS  # As the last evaluation left it.
 
 
 def test_a_crash_goes_on_from_the_last_evaluation_and_leaves_no_trace(tmp_path, uninterrupted):
-  def crashing(step):
-    if step == 10:  # Step 9 was reported behind the checkpoint of step 8.
-      raise RuntimeError("power cut")
-    return _batch(step)
+  def crash():  # Step 9 was reported behind the checkpoint of step 8.
+    raise RuntimeError("power cut")
 
   with pytest.raises(RuntimeError, match="power cut"):
-    _fit(tmp_path, batch_fn=crashing)
+    _fit(tmp_path, train_chunk=_at_step(11, crash))
   assert _lines(tmp_path)[-1][0] == 9
   fitted = _fit(tmp_path)
   chex.assert_trees_all_equal(fitted.params, uninterrupted[0].params)
@@ -180,7 +204,7 @@ def test_a_crash_goes_on_from_the_last_evaluation_and_leaves_no_trace(tmp_path, 
 def test_a_finished_training_is_not_trained_again(tmp_path):
   fitted = _fit(tmp_path)
   lines = _lines(tmp_path)
-  again = _fit(tmp_path, train_step=_refuse, batch_fn=_refuse, eval_fn=_refuse)
+  again = _fit(tmp_path, train_chunk=_refuse, epoch_fn=_refuse, eval_fn=_refuse)
   chex.assert_trees_all_equal(again.params, fitted.params)
   spent = fitted.summary["train_seconds"] + fitted.summary["eval_seconds"]
   assert again.summary == fitted.summary | dict(earlier_seconds=spent)
@@ -197,7 +221,7 @@ def test_stops_when_patience_ends_with_the_best_parameters(tmp_path, patience, e
   steps = min(evaluations * EVAL_STEPS, NUM_STEPS)
   assert _timeless(fitted.summary) == dict(
     steps=steps,
-    epochs=steps / 5,
+    epochs=steps / STEPS_PER_EPOCH,
     stopped_early=steps < NUM_STEPS,
     best_step=best * EVAL_STEPS,
     monitor="score",
@@ -205,14 +229,14 @@ def test_stops_when_patience_ends_with_the_best_parameters(tmp_path, patience, e
   )
   assert float(fitted.params["age"]) == best * EVAL_STEPS
   # It stays stopped.
-  again = _fit(tmp_path, patience=patience, train_step=_refuse, eval_fn=_refuse)
+  again = _fit(tmp_path, patience=patience, train_chunk=_refuse, eval_fn=_refuse)
   spent = fitted.summary["train_seconds"] + fitted.summary["eval_seconds"]
   assert again.summary == fitted.summary | dict(earlier_seconds=spent)
 
 
 def test_patience_counts_on_over_an_interrupt(tmp_path):
   with pytest.raises(KeyboardInterrupt):
-    _fit(tmp_path, SCORES, patience=2, batch_fn=_interrupting(3 * EVAL_STEPS + 1))
+    _fit(tmp_path, SCORES, patience=2, train_chunk=_interrupting(3 * EVAL_STEPS + 1))
   summary = _fit(tmp_path, SCORES, patience=2).summary
   assert (summary["steps"], summary["best_step"]) == (4 * EVAL_STEPS, 2 * EVAL_STEPS)
 
@@ -221,7 +245,7 @@ def test_no_number_stops_at_once_and_is_not_saved(tmp_path, uninterrupted):
   bad_step = 2 * EVAL_STEPS  # Evaluated and saved, were it not for the check.
   poisoned = lambda step: _batch(step, jitter=math.nan if step == bad_step - 1 else 0.1)
   with pytest.raises(UserError, match=f"toy, step {bad_step}: grad_norm, half, loss is not finite"):
-    _fit(tmp_path, batch_fn=poisoned)
+    _fit(tmp_path, epoch_fn=_epochs(poisoned))
   newest = _newest(tmp_path)
   assert newest.step == EVAL_STEPS
   chex.assert_tree_all_finite(newest.state)
@@ -240,7 +264,7 @@ def test_no_number_is_found_before_an_interrupt_saves(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "Progress", Interrupting)
   poisoned = lambda step: _batch(step, jitter=math.nan if step == 6 else 0.1)
   with pytest.raises(UserError, match="toy, step 7: "):
-    _fit(tmp_path, batch_fn=poisoned)
+    _fit(tmp_path, epoch_fn=_epochs(poisoned))
   assert _newest(tmp_path).step == EVAL_STEPS
 
 
@@ -273,9 +297,70 @@ def test_metrics_are_means_since_the_line_before(uninterrupted):
     before = step
 
 
-def test_fit_and_resume_compile_the_step_once(tmp_path):
-  chex.clear_trace_counter()
-  step = train_state.make_train_step(chex.assert_max_traces(_loss_fn, n=1), TX, _grow)
+@pytest.mark.parametrize("chunk_steps", [2, 64])
+def test_chunks_change_neither_parameters_nor_lines(tmp_path, uninterrupted, chunk_steps):
+  chunks, train_chunk = [], _train_chunk(chunk_steps)
+
+  def counted(state, epoch, first, count, *args):
+    chunks.append(count)
+    return train_chunk(state, epoch, first, count, *args)
+
+  changes = dict(train_chunk=counted, chunk_steps=chunk_steps)
+  fitted = _fit(tmp_path, **changes)
+  expected, _, lines = uninterrupted
+  chex.assert_trees_all_equal(fitted.params, expected.params)
+  assert _timeless(fitted.summary) == _timeless(expected.summary)
+  assert _lines(tmp_path) == lines
+  assert sum(chunks) == NUM_STEPS and max(chunks) > 1
+
+
+def test_an_interrupt_within_a_chunk_saves_behind_it(tmp_path, uninterrupted):
+  train_chunk = _train_chunk(64)
+  changes = dict(chunk_steps=64, log_steps=100, eval_steps=100, steps_per_epoch=NUM_STEPS)
+  epoch_fn = lambda _: jax.tree.map(lambda *x: np.stack(x), *map(_batch, range(NUM_STEPS)))
+  changes |= dict(epoch_fn=epoch_fn, train_chunk=train_chunk)
+  whole = _fit(tmp_path / "whole", **changes)
+  chex.assert_trees_all_equal(whole.params, uninterrupted[0].params)
   with pytest.raises(KeyboardInterrupt):
-    _fit(tmp_path, train_step=step, batch_fn=_interrupting(5))
-  _fit(tmp_path, train_step=step)
+    _fit(tmp_path, **changes | dict(train_chunk=_interrupting(6, train_chunk=train_chunk)))
+  assert 7 <= _newest(tmp_path).step < NUM_STEPS
+  chex.assert_trees_all_equal(_fit(tmp_path, **changes).params, whole.params)
+
+
+def test_no_number_is_found_within_a_chunk(tmp_path):
+  poisoned = lambda step: _batch(step, jitter=math.nan if step == 6 else 0.1)
+  changes = dict(train_chunk=_train_chunk(4), chunk_steps=4, epoch_fn=_epochs(poisoned))
+  with pytest.raises(UserError, match="toy, step 7: grad_norm, half, loss is not finite"):
+    _fit(tmp_path, **changes)
+
+
+def test_the_pace_follows_the_speed():
+  pace = loop._Pace(64)
+  for _ in range(10):
+    pace.update(pace.steps, 0.001)
+  assert pace.steps == 64  # Never more.
+  pace.update(pace.steps, 1.0)
+  assert pace.steps == 64
+  pace.update(pace.steps, 5.0)
+  assert pace.steps == 32
+  pace.update(7, 0.001)  # Cut short: says nothing.
+  pace.update(0, 60.0)  # An epoch's data, or an evaluation.
+  assert pace.steps == 32
+  for _ in range(10):
+    pace.update(pace.steps, 60.0)
+  assert pace.steps == 1
+
+
+def test_fit_and_resume_compile_the_step_once(tmp_path):
+  traces = []
+
+  def loss_fn(*args):
+    traces.append(args)
+    return _loss_fn(*args)
+
+  train_chunk = _train_chunk(1, loss_fn)
+  with pytest.raises(KeyboardInterrupt):
+    _fit(tmp_path, train_chunk=_interrupting(5, train_chunk=train_chunk))
+  first = len(traces)
+  _fit(tmp_path, train_chunk=train_chunk)
+  assert len(traces) == first

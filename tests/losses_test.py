@@ -9,7 +9,7 @@ import pytest
 from bbqrec_jax import losses
 from tests.reference import tokenizer as reference
 
-B, M, L, D, P, T, F, N = 5, 2, 3, 7, 11, 4, 13, 6
+B, M, L, D, P, T, F, N, R = 5, 2, 3, 7, 11, 4, 13, 6, 17
 
 
 def normal(seed, *shape):
@@ -50,10 +50,10 @@ def test_reconstruction_is_masked_by_presence_and_weights():
 class InfoNceTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    self.h, self.v = normal(0, B, T, D), normal(1, P, D)
-    targets = jax.random.randint(jax.random.key(2), (B, T), 0, P)
-    # Several positions share a target, some predict nothing, and row 3 of v is padding.
-    targets = targets.at[0].set(5).at[1, 1:].set(-1)
+    self.h, self.v = normal(0, R, D), normal(1, P, D)
+    targets = jax.random.randint(jax.random.key(2), (R,), 0, P)
+    # Several histories share a target, some predict nothing, and row 3 of v is padding.
+    targets = targets.at[:4].set(5).at[5:8].set(-1)
     self.targets = jnp.where(targets == 3, 4, targets)
     self.item_weights = jnp.ones(P).at[3].set(0.0)
 
@@ -69,15 +69,13 @@ class InfoNceTest(chex.TestCase):
 
     value, (grad_h, grad_v) = jax.value_and_grad(loss, argnums=(0, 1))(self.h, self.v)
     # Zeros as a padded sequence gives them: a plain norm's gradient would be NaN there.
-    h, v = self.h.at[1, 1:].set(0.0), self.v.at[3].set(0.0)
+    h, v = self.h.at[5:8].set(0.0), self.v.at[3].set(0.0)
     padded, (padded_h, padded_v) = jax.value_and_grad(loss, argnums=(0, 1))(h, v)
     chex.assert_trees_all_close((value, grad_h, grad_v), (padded, padded_h, padded_v), atol=1e-6)
-    chex.assert_trees_all_equal(
-      (padded_h[1, 1:], padded_v[3]), (jnp.zeros((T - 1, D)), jnp.zeros(D))
-    )
+    chex.assert_trees_all_equal((padded_h[5:8], padded_v[3]), (jnp.zeros((3, D)), jnp.zeros(D)))
 
   def test_no_item_and_no_target_give_zero(self):
-    none = losses.info_nce(self.h, self.v, jnp.full((B, T), -1), jnp.zeros(P), 0.1)
+    none = losses.info_nce(self.h, self.v, jnp.full(R, -1), jnp.zeros(P), 0.1)
     assert none == 0.0
 
 
@@ -91,10 +89,10 @@ def test_semantic_id_loss_is_the_log_probability_of_the_codes():
   for b, t in np.argwhere(weights):
     chosen = [probabilities[b, t, l, m, codes[b, t, l, m]] for l, m in np.ndindex(L, M)]
     nats.append(-np.log(np.prod(chosen)))
-  value = losses.semantic_id_loss(logits, codes, weights)
+  value = losses.semantic_id_loss(logits, codes, weights / len(nats))
   np.testing.assert_allclose(value, np.mean(nats), rtol=1e-5)
   # Two equal codes in each of L x M places: a uniform guess costs log N for each.
-  uniform = losses.semantic_id_loss(jnp.zeros_like(logits), codes, weights)
+  uniform = losses.semantic_id_loss(jnp.zeros_like(logits), codes, weights / len(nats))
   np.testing.assert_allclose(uniform, L * M * np.log(N), rtol=1e-5)
 
 

@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import types
 
 import numpy as np
 import pytest
 
-from bbqrec_jax import main, metrics
-from bbqrec_jax.data import batches
+from bbqrec_jax import main, metrics, train_state
 from bbqrec_jax.errors import UserError
 from tests import smoke_run
 
@@ -116,24 +116,34 @@ def test_another_config_is_refused_by_the_name_of_its_key(finished):
 def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
   finished, tmp_path, monkeypatch, capsys
 ):
-  make_batch, calls = batches.Batches.__call__, []
   num_steps = finished.results["stages"]["tokenizer"]["steps"]
-  stops = (3, num_steps + 5)  # Neither is at an evaluation.
+  stops, taken = [3, num_steps + 5], 0  # Neither is at an evaluation.
+  make_train_chunk = train_state.make_train_chunk
 
-  def interrupted(self, step):
-    calls.append(step)
-    if len(calls) in stops:
-      os.kill(os.getpid(), signal.SIGINT)
-    return make_batch(self, step)
+  def interrupted(train_step, max_steps):
+    train_chunk = make_train_chunk(train_step, max_steps)
 
-  monkeypatch.setattr(batches.Batches, "__call__", interrupted)
-  for stage, step in (("tokenizer", 3), ("generator", 5)):
-    with pytest.raises(KeyboardInterrupt, match=f"{stage} is saved at step {step} of"):
+    def wrapped(state, epoch, first, count, *args):
+      nonlocal taken
+      taken += count
+      if stops and taken >= stops[0]:
+        del stops[0]
+        os.kill(os.getpid(), signal.SIGINT)
+      return train_chunk(state, epoch, first, count, *args)
+
+    return wrapped
+
+  monkeypatch.setattr(train_state, "make_train_chunk", interrupted)
+  saved_at = []
+  for stage in ("tokenizer", "generator"):
+    with pytest.raises(KeyboardInterrupt, match=f"{stage} is saved at step") as stopped:
       smoke_run.run(finished.config, tmp_path)
+    saved_at.append(int(re.search(r"step (\d+) of", str(stopped.value)).group(1)))
     assert not (tmp_path / "results.json").exists()
+  assert saved_at[0] < num_steps
   results = smoke_run.run(finished.config, tmp_path)
-  assert "generator: going on from step 5 of" in capsys.readouterr().out
-  assert len(calls) == sum(record["steps"] for record in results["stages"].values())
+  assert f"generator: going on from step {saved_at[1]} of" in capsys.readouterr().out
+  assert taken == sum(record["steps"] for record in results["stages"].values())
 
   for name in ("semantic_ids.npz", "ranks.npz"):
     ours, theirs = arrays(tmp_path / name), arrays(finished.workdir / name)

@@ -37,7 +37,7 @@ def build(**kwargs):
       m: jax.random.normal(jax.random.key(i), (P, f)) for i, (m, f) in enumerate(dims.items())
     },
     present={m: jnp.arange(P) != 1 + i for i, m in enumerate(dims)},
-    positions=jnp.array([[0, 3, 0, 2], [1, 2, -1, -1]]),
+    positions=(jnp.array([[0, 3, 0, 2], [1, 2, -1, -1]]), jnp.array([[2], [0], [1]])),
   )
   variables = model.init(jax.random.key(9), **batch, deterministic=True)
   return model, variables, batch
@@ -50,8 +50,9 @@ def total_loss(model, params, batch):
   total = sum(losses.quantization_losses(out.quantized.residuals, out.quantized.embeds, weights))
   for m, x_hat in out.reconstructions.items():
     total += losses.reconstruction_loss(batch["features"][m], x_hat, batch["present"][m], weights)
-  targets = jnp.pad(batch["positions"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-  total += losses.info_nce(out.h, out.v, targets, weights, 0.1)
+  for h, positions in zip(out.h, batch["positions"]):
+    targets = jnp.pad(positions[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    total += losses.info_nce(h.reshape(-1, h.shape[-1]), out.v, targets.reshape(-1), weights, 0.1)
   return total + sum(sum(information) for information in out.mutual_information.values())
 
 
@@ -64,7 +65,7 @@ class ModelTest(chex.TestCase):
     chex.assert_shape(out.latents.behavior, (P, 3, D))
     chex.assert_shape(list(out.latents.specific.values()), (P, D))
     chex.assert_shape(out.quantized.codes, (P, L, 3))
-    chex.assert_shape((out.v, out.h), ((P, 3 * D), (B, T, 3 * D)))
+    chex.assert_shape((out.v, *out.h), ((P, 3 * D), (B, T, 3 * D), (3, 1, 3 * D)))
     assert {m: x.shape for m, x in out.reconstructions.items()} == {
       "text": (P, 11),
       "image": (P, 3),
@@ -165,11 +166,10 @@ class ModelTest(chex.TestCase):
     codes = np.asarray(out.quantized.codes)[3]  # [L, M]
     rows = [sum(codebooks[l, codes[l, m]] for l in range(L)) for m in range(3)]
     np.testing.assert_allclose(v[3], np.concatenate(rows), atol=1e-6)
-    h = model.apply(
-      variables, v[batch["positions"]], batch["positions"], True, method="represent_sequence"
-    )
-    kept = batch["positions"] >= 0
-    chex.assert_trees_all_close(h[kept], out.h[kept], atol=1e-6)
+    for positions, expected in zip(batch["positions"], out.h):
+      h = model.apply(variables, v[positions], positions, True, method="represent_sequence")
+      kept = positions >= 0
+      chex.assert_trees_all_close(h[kept], expected[kept], atol=1e-6)
 
   def test_decoders_see_q_alone_without_the_specific_latents(self):
     for use_specific in (True, False):

@@ -1,4 +1,4 @@
-"""Batches of training examples: a pure function of (step, seed)."""
+"""Batches of training examples: a pure function of (epoch, seed)."""
 
 import numpy as np
 
@@ -36,11 +36,11 @@ def windows(dataset: Dataset, max_history: int) -> tuple[np.ndarray, np.ndarray]
 
 
 class Batches:
-  """Shuffled batches of histories of similar length, addressed by step.
+  """An epoch's batches at a time: a pure function of (epoch, seed).
 
-  Examples are put into buckets by length, so that little padding is computed; a batch comes from
-  one bucket, and the order of batches within an epoch is shuffled. The model sees each example
-  exactly once an epoch. The last batch of a bucket may hold fewer rows: the rest are padding.
+  Examples are put into groups by length, so that little padding is computed, and EVERY batch holds
+  the same share of every group: all batches have the same shapes, and each is a fair sample of
+  short and long histories. The model sees each example exactly once an epoch.
   """
 
   def __init__(
@@ -50,87 +50,93 @@ class Batches:
     ends: np.ndarray,
     *,
     batch_size: int,
-    bucket_lengths: tuple[int, ...],
+    lengths: tuple[int, ...],
     seed: int,
     every_target: bool,
   ):
     """items [X] int32; starts, ends [E]: examples as prefixes() or windows() give them.
 
     Args:
-      bucket_lengths: increasing; the last one holds the longest example.
-      every_target: True: targets [B, T], the item after each item; False: [B, 1], the item after
+      batch_size: examples of a batch at most, on average over an epoch.
+      lengths: increasing, what the histories of each group are padded to; the last one holds the
+        longest example.
+      every_target: True: targets [R, T], the item after each item; False: [R, 1], the item after
         the history.
     """
-    lengths = ends - starts
     if not len(starts):
       raise ValueError("There are no training examples.")
-    if lengths.max() > bucket_lengths[-1]:
-      raise ValueError(f"An example of {lengths.max()} items exceeds buckets {bucket_lengths}.")
+    longest = (ends - starts).max()
+    if longest > lengths[-1]:
+      raise ValueError(f"An example of {longest} items exceeds the lengths {lengths}.")
     self._items, self._starts, self._ends = items, starts, ends
-    self._batch_size, self._seed, self._every_target = batch_size, seed, every_target
-    bucket = np.searchsorted(bucket_lengths, lengths)
-    self._buckets = [
-      (length, np.flatnonzero(bucket == b))
-      for b, length in enumerate(bucket_lengths)
-      if np.any(bucket == b)
+    self._seed, self._every_target = seed, every_target
+    group = np.searchsorted(lengths, ends - starts)
+    self._groups = [
+      (length, np.flatnonzero(group == g)) for g, length in enumerate(lengths) if np.any(group == g)
     ]
     self.num_examples = len(starts)
-    self.steps_per_epoch = sum(-(-len(rows) // batch_size) for _, rows in self._buckets)
-    self._epoch, self._plan = -1, []
+    self.steps_per_epoch = -(-len(starts) // batch_size)
 
-  def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """The epoch's batches, each (length, rows)."""
-    rng = np.random.default_rng((self._seed, epoch))
-    plan = []
-    for length, rows in self._buckets:
-      rows = rng.permutation(rows)
-      plan += [
-        (length, rows[i : i + self._batch_size]) for i in range(0, len(rows), self._batch_size)
-      ]
-    return [plan[i] for i in rng.permutation(len(plan))]
-
-  def __call__(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step.
+  def epoch(self, epoch: int) -> tuple[dict[str, np.ndarray], ...]:
+    """The batches of an epoch, each array with the steps as its leading axis.
 
     Returns:
-      history [B, T] int32, targets [B, T] or [B, 1] int32; -1 is padding. T is the bucket's.
+      For each group history [steps, R, T] int32 and targets [steps, R, T] or [steps, R, 1] int32;
+      -1 is padding. T is the group's length, R its share of a batch: padding rows, of which a step
+      has at most one per group, come last.
     """
-    epoch, index = divmod(step, self.steps_per_epoch)
-    if epoch != self._epoch:  # The last epoch's plan is kept; any other is made again.
-      self._epoch, self._plan = epoch, self._plan_epoch(epoch)
-    length, rows = self._plan[index]
-    starts, ends = self._starts[rows], self._ends[rows]
-    position = starts[:, None] + np.arange(length)[None, :]
-    inside = position < ends[:, None]
+    rng = np.random.default_rng((self._seed, epoch))
+    return tuple(self._gather(self._deal(rng, rows), length) for length, rows in self._groups)
+
+  def _deal(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+    """Shuffles a group's examples into hands for all steps: [steps, R], -1 behind the end."""
+    steps = self.steps_per_epoch
+    per_step = -(-len(rows) // steps)
+    dealt = np.full(steps * per_step, -1)
+    dealt[: len(rows)] = rng.permutation(rows)
+    # One round after the other, so that no step is short of two; which are short is shuffled too.
+    return dealt.reshape(per_step, steps).T[rng.permutation(steps)]
+
+  def _gather(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    starts, ends = self._starts[rows], np.where(rows >= 0, self._ends[rows], 0)
+    position = starts[..., None] + np.arange(length)
+    inside = position < ends[..., None]
     last = len(self._items) - 1
-    history = np.where(inside, self._items[np.minimum(position, last)], -1)
+    take = lambda at, valid: np.where(valid, self._items[np.minimum(at, last)], -1).astype(np.int32)
     if self._every_target:
-      targets = np.where(inside, self._items[np.minimum(position + 1, last)], -1)
+      targets = take(position + 1, inside)
     else:
-      targets = self._items[ends][:, None]
-    empty = self._batch_size - len(rows)
-    pad = lambda x: np.pad(x.astype(np.int32), ((0, empty), (0, 0)), constant_values=-1)
-    return dict(history=pad(history), targets=pad(targets))
+      targets = take(ends[..., None], rows[..., None] >= 0)
+    return dict(history=take(position, inside), targets=targets)
 
 
-def with_distinct_items(batch: dict[str, np.ndarray], num_items: int) -> dict[str, np.ndarray]:
-  """Adds the distinct items of a batch, and says where each item stands among them.
+def with_distinct_items(groups: tuple[dict[str, np.ndarray], ...], num_items: int) -> dict:
+  """Finds the distinct items of every batch of an epoch, and where each item stands among them.
 
   Returns:
-    items [P] int32, ascending, padded with -1 to a multiple of DISTINCT_MULTIPLE, or to num_items
-    where that is less; history and targets as indices into items, -1 at padding as before.
+    items [steps, P] int32: each step's distinct items, ascending, padded with -1. P is a multiple
+    of DISTINCT_MULTIPLE, or num_items where that is less.
+    groups: as given, with history and targets as indices into the step's items, -1 at padding.
   """
-  both = np.concatenate([batch["history"], batch["targets"]], axis=1)
-  items = np.unique(both[both >= 0])
-  size = min(-(-len(items) // DISTINCT_MULTIPLE) * DISTINCT_MULTIPLE, num_items)
-  index = lambda x: np.where(x >= 0, np.searchsorted(items, x), -1).astype(np.int32)
+  num_steps = len(groups[0]["history"])
+  arrays = [group[name] for group in groups for name in ("history", "targets")]
+  every = np.concatenate([array.reshape(num_steps, -1) for array in arrays], axis=1)
+  distinct = [np.unique(row[row >= 0]) for row in every]
+  size = -(-max(map(len, distinct)) // DISTINCT_MULTIPLE) * DISTINCT_MULTIPLE
+  items = np.full((num_steps, min(size, num_items)), -1, np.int32)
+  for row, found in zip(items, distinct):
+    row[: len(found)] = found
+
+  def index(array):  # [steps, R, T]
+    found = [np.searchsorted(items_of, x) for items_of, x in zip(distinct, array)]
+    return np.where(array >= 0, np.stack(found), -1).astype(np.int32)
+
   return dict(
-    items=np.pad(items, (0, size - len(items)), constant_values=-1).astype(np.int32),
-    history=index(batch["history"]),
-    targets=index(batch["targets"]),
+    items=items,
+    groups=tuple({name: index(array) for name, array in group.items()} for group in groups),
   )
 
 
-def bucket_lengths(max_history: int) -> tuple[int, ...]:
+def group_lengths(max_history: int) -> tuple[int, ...]:
   """Lengths that histories are padded to: about 1/5, 2/5, 3/5 and all of max_history."""
   return tuple(sorted({-(-max_history * n // 5) for n in (1, 2, 3, 5)}))

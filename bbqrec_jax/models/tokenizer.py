@@ -21,7 +21,8 @@ class TokenizerOutput(NamedTuple):
   quantized: quantizer.Quantized  # Of latents.behavior.
   reconstructions: dict[str, jax.Array]  # modality -> [P, F] float32.
   v: jax.Array  # [P, M * D] float32, the items' quantized vectors: BBQRec Eq. (10).
-  h: jax.Array  # [B, T, M * D] float32, what each prefix predicts: BBQRec Eq. (11).
+  # What each prefix predicts, BBQRec Eq. (11): [B, T, M * D] float32 for each array of positions.
+  h: tuple[jax.Array, ...]
   mutual_information: dict[str, club.ClubLosses]  # Per modality; {} without use_specific.
 
 
@@ -108,7 +109,7 @@ class Model(nn.Module):
     items: jax.Array,
     features: dict[str, jax.Array],
     present: dict[str, jax.Array],
-    positions: jax.Array,
+    positions: Sequence[jax.Array],
     deterministic: bool,
   ) -> TokenizerOutput:
     """Encodes and quantizes a batch's distinct items, and represents its sequences.
@@ -118,15 +119,20 @@ class Model(nn.Module):
         anywhere and count in no statistic.
       features: modality -> [P, F] float32, standardised.
       present: modality -> [P] bool, whether the item has it.
-      positions: [B, T] int32, the row of `items` that stands where, -1 behind the end.
+      positions: the batch's sequences in groups of one length each. Each [B, T] int32, the row of
+        `items` that stands where, -1 behind the end; B and T may differ between groups.
       deterministic: whether dropout is off; if not, apply() needs the "dropout" key.
     """
     latents = self.encode(items, features, present)
     quantized = self.tokenize(latents)
     reconstructions = self.reconstruct(quantized.latent, latents.specific)
     v = item_vectors(quantized.latent)
-    history = jnp.where((positions >= 0)[:, :, None], v[jnp.maximum(positions, 0)], 0.0)
-    h = self.represent_sequence(history, positions, deterministic)
+    h = tuple(
+      self.represent_sequence(
+        jnp.where((group >= 0)[:, :, None], v[jnp.maximum(group, 0)], 0.0), group, deterministic
+      )
+      for group in positions
+    )
     weights = {m: (items >= 0) & present[m] for m in self.feature_dims}
     information = self.mutual_information(latents, weights)
     return TokenizerOutput(latents, quantized, reconstructions, v, h, information)

@@ -58,7 +58,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     dataset.items,
     *examples(dataset, config.max_history),
     batch_size=section.batch_size,
-    bucket_lengths=batches.bucket_lengths(config.max_history),
+    lengths=batches.group_lengths(config.max_history),
     seed=config.seed,
     every_target=every_target,
   )
@@ -67,6 +67,11 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     params = _with_inherited_codebooks(params, ids.codebooks)
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)
+  train_step = train_state.make_train_step(
+    functools.partial(loss_fn, model),
+    tx,
+    split_fn=functools.partial(micro_batches, micro_batch_size=section.micro_batch_size),
+  )
   generate = generate_lib.make_generate(
     model, num_beams=section.num_beams, num_results=section.num_results
   )
@@ -82,8 +87,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
     fitted = loop.fit(
       train_state.create(params, tx),
-      train_state.make_train_step(functools.partial(loss_fn, model), tx),
-      data,
+      train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS),
+      data.epoch,
       stage=STAGE,
       constants=catalogue,
       # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
@@ -117,14 +122,41 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   )
 
 
+def micro_batches(groups, micro_batch_size: int) -> list[dict[str, jax.Array]]:
+  """The micro-batches of a batch: each group's rows, at most so many at a time.
+
+  Args:
+    groups: a step of what batches.Batches gives: history [R, T] and targets [R, P] int32 each.
+    micro_batch_size: 0 to leave the groups whole.
+
+  Returns:
+    For each group history [n, r, T], targets [n, r, P] int32 and weights [n, r, P] float32, which
+    are 1 over the number of the whole batch's targets, or 0 at padding.
+  """
+  num_targets = sum(jnp.sum(group["targets"] >= 0) for group in groups)
+  parts = []
+  for group in groups:
+    num_rows = len(group["history"])
+    num_micro = -(-num_rows // (micro_batch_size or num_rows))
+    size = -(-num_rows // num_micro)
+    fill = ((0, num_micro * size - num_rows), (0, 0))
+    part = {
+      name: jnp.pad(x, fill, constant_values=-1).reshape(num_micro, size, -1)
+      for name, x in group.items()
+    }
+    weights = (part["targets"] >= 0) / jnp.maximum(num_targets, 1)
+    parts.append(part | dict(weights=weights.astype(jnp.float32)))
+  return parts
+
+
 def loss_fn(model, params, batch, catalogue: generate_lib.Catalogue, key):
-  """BBQRec Eq. (1) over a batch: history [B, T], targets [B, P] int32, -1 = padding."""
+  """BBQRec Eq. (1) over what micro_batches() gives: history [B, T], targets and weights [B, P]."""
   codes, vectors, mask = generate_lib.lookup(catalogue, batch["history"])
-  targets, _, target_mask = generate_lib.lookup(catalogue, batch["targets"])
+  targets, _, _ = generate_lib.lookup(catalogue, batch["targets"])
   logits = model.apply(
     {"params": params}, codes, vectors, mask, targets, False, rngs={"dropout": key}
   )
-  return losses.semantic_id_loss(logits, targets, target_mask.astype(jnp.float32)), ({}, ())
+  return losses.semantic_id_loss(logits, targets, batch["weights"]), ({}, ())
 
 
 def init_params(model, key, catalogue: generate_lib.Catalogue, max_history: int):

@@ -55,8 +55,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     dataset.items,
     *batches.windows(dataset, max_history),
     batch_size=section.batch_size,
-    # One bucket: negatives of InfoNCE come from sequences of every length.
-    bucket_lengths=(max_history,),
+    lengths=batches.group_lengths(max_history),
     seed=config.seed,
     every_target=True,
   )
@@ -78,20 +77,19 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     mim_weight=section.mim_weight,
     temperature=section.temperature,
   )
+  revive = functools.partial(revive_codes, patience=section.revive_steps)
   train_step = train_state.make_train_step(
     functools.partial(loss_fn, model, **weights),
     tx,
-    functools.partial(revive_codes, patience=section.revive_steps)
-    if section.revive_steps
-    else None,
+    after_update=revive if section.revive_steps else None,
   )
   encode_catalogue = make_encode_catalogue(model)
   evaluate = _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_history)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
     fitted = loop.fit(
       train_state.create(params, tx, idle),
-      train_step,
-      lambda step: batches.with_distinct_items(data(step), dataset.num_items),
+      train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS),
+      lambda epoch: batches.with_distinct_items(data.epoch(epoch), dataset.num_items),
       stage=STAGE,
       constants=constants,
       # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
@@ -158,7 +156,7 @@ def init_params(model, key, max_history: int):
   items = jnp.arange(2, dtype=jnp.int32)
   features = {name: jnp.zeros((2, dim), jnp.float32) for name, dim in model.feature_dims.items()}
   present = {name: jnp.ones(2, bool) for name in features}
-  positions = jnp.zeros((1, max_history), jnp.int32)
+  positions = (jnp.zeros((1, max_history), jnp.int32),)
   init = jax.jit(model.init, static_argnums=5)
   return init(key, items, features, present, positions, True)["params"]
 
@@ -198,12 +196,13 @@ def loss_fn(
 ):
   """L_total, BBQRec Eq. (13), with each of its terms; and -log q_theta, which trains theta alone.
 
-  batch is what batches.with_distinct_items() gives.
+  batch is a step of what batches.with_distinct_items() gives.
   """
   items = batch["items"]
   features, present = _rows(constants, items)
+  positions = tuple(group["history"] for group in batch["groups"])
   out = model.apply(
-    {"params": params}, items, features, present, batch["history"], False, rngs={"dropout": key}
+    {"params": params}, items, features, present, positions, False, rngs={"dropout": key}
   )
   weights = (items >= 0).astype(jnp.float32)
   codebook_loss, commitment_loss = losses.quantization_losses(
@@ -221,7 +220,9 @@ def loss_fn(
     terms[f"club_likelihood_{name}"] = club.likelihood_loss
     total += mim_weight * club.mim_loss + club.likelihood_loss
   if rec_weight:
-    terms["rec"] = losses.info_nce(out.h, out.v, batch["targets"], weights, temperature)
+    h = jnp.concatenate([h.reshape(-1, h.shape[-1]) for h in out.h])
+    targets = jnp.concatenate([group["targets"].reshape(-1) for group in batch["groups"]])
+    terms["rec"] = losses.info_nce(h, out.v, targets, weights, temperature)
     total += rec_weight * terms["rec"]
   return total, (terms, (out.quantized, present, weights))
 

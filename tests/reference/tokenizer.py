@@ -33,20 +33,20 @@ def club_upper_bound(mean, log_variance, z_bar):
 
 
 def info_nce(h, v, targets, item_weights, temperature):
-  """BBQRec Eq. (12), position by position: h [B, T, E], v [P, E], targets [B, T]."""
+  """BBQRec Eq. (12), history by history: h [R, E], v [P, E], targets [R]."""
 
   def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
   values = []
-  for b, t in np.ndindex(targets.shape):
-    if targets[b, t] < 0:
+  for r in range(len(targets)):
+    if targets[r] < 0:
       continue
-    positive = np.exp(cosine(h[b, t], v[targets[b, t]]) / temperature)
+    positive = np.exp(cosine(h[r], v[targets[r]]) / temperature)
     negative = sum(
-      np.exp(cosine(h[b, t], v[p]) / temperature)
+      np.exp(cosine(h[r], v[p]) / temperature)
       for p in range(len(v))
-      if p != targets[b, t] and item_weights[p] > 0
+      if p != targets[r] and item_weights[p] > 0
     )
     values.append(-np.log(positive / (positive + negative)))
   return np.mean(values)
