@@ -116,7 +116,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       hidden_dims=(512, 256),
       # f of Eq. (11): bbqrec_jax/models/<sequence_encoder>_encoder.py and its arguments.
       sequence_encoder="srgnn" if arg.srgnn else "sasrec",
-      sequence_kwargs=dict() if arg.srgnn else dict(max_history=max_history),
+      sequence_kwargs=dict(width=128) | (dict() if arg.srgnn else dict(max_history=max_history)),
       dropout_rate=0.2,
     ),
     recon_weights=dict(text=1.0, image=1.0),
