@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from bbqrec_jax import optim, plugins, recommend, report, run_record
+from bbqrec_jax import compile_cache, optim, plugins, recommend, report, run_record
 from bbqrec_jax.data import statistics
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.errors import UserError
@@ -138,6 +138,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   absl_logging.get_absl_handler().setFormatter(None)  # What the data have to say, without prefix.
   for chatty in ("jax", "tensorboardX"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
+  compile_cache.enable()
   workdir = pathlib.Path(flag_values.workdir).expanduser()
   config = config_dict.FrozenConfigDict(flag_values.config)
   try:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 NOT_FOUND = 2**31 - 1  # Rank of a target that was not among the returned items.
 
@@ -109,6 +108,8 @@ def paired_t_test(per_user_a: np.ndarray, per_user_b: np.ndarray) -> PairedTest:
     raise ValueError(f"Two [U] arrays with U > 1 are needed, got {a.shape} and {b.shape}.")
   if np.array_equal(a, b):  # SciPy would divide zero by zero.
     return PairedTest(0.0, 0.0, 1.0, len(a) - 1)
+  import scipy.stats  # Here, since it takes longer to import than all the rest of the package.
+
   result = scipy.stats.ttest_rel(b, a)
   return PairedTest(
     float(np.mean(b - a)), float(result.statistic), float(result.pvalue), len(a) - 1

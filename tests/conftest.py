@@ -1,7 +1,15 @@
-"""Settings of every test: two fake CPU devices, and no silent broadcasting between ranks."""
+"""Settings of every test: two fake CPU devices, no silent broadcasting between ranks, and a cache
+of compiled programs that the tests and the commands they start share, and that ends with them."""
 
-import jax
-import pytest
+import os
+import tempfile
+
+_COMPILED = tempfile.TemporaryDirectory(prefix="bbqrec_jax_compiled_")  # Removed with the process.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402  It reads the environment.
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -102,7 +102,7 @@ def test_ranks_give_the_results(finished):
 
 def test_running_again_does_nothing_and_says_so(finished, capsys):
   before = digests(finished.workdir)
-  assert smoke_run.run(finished.config, finished.workdir) == finished.results
+  assert main.run(finished.config, finished.workdir) == finished.results
   assert "All stages are done" in capsys.readouterr().out
   assert digests(finished.workdir) == before
 
@@ -137,11 +137,11 @@ def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
   saved_at = []
   for stage in ("tokenizer", "generator"):
     with pytest.raises(KeyboardInterrupt, match=f"{stage} is saved at step") as stopped:
-      smoke_run.run(finished.config, tmp_path)
+      main.run(finished.config, tmp_path)
     saved_at.append(int(re.search(r"step (\d+) of", str(stopped.value)).group(1)))
     assert not (tmp_path / "results.json").exists()
   assert saved_at[0] < num_steps
-  results = smoke_run.run(finished.config, tmp_path)
+  results = main.run(finished.config, tmp_path)
   assert f"generator: going on from step {saved_at[1]} of" in capsys.readouterr().out
   assert taken == sum(record["steps"] for record in results["stages"].values())
 

@@ -8,8 +8,6 @@ import pathlib
 import tempfile
 from typing import NamedTuple
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from bbqrec_jax import main
@@ -39,19 +37,13 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
   return config_dict.FrozenConfigDict(config)
 
 
-def run(config, workdir: pathlib.Path) -> dict:
-  """main.run; what one run compiles, the others find on disk."""
-  with _compilation_cache():
-    return main.run(config, workdir)
-
-
 @functools.cache
 def finished() -> Finished:
   """The run of make_config(), made when first asked for."""
   config, read, output = make_config(), set(), io.StringIO()
   workdir = pathlib.Path(_FOLDER.name) / "finished"
   with contextlib.redirect_stdout(output):
-    results = run(_Recorder(config, read), workdir)
+    results = main.run(_Recorder(config, read), workdir)
   return Finished(workdir, config, results, output.getvalue(), _leaves(config) - read)
 
 
@@ -95,23 +87,3 @@ def _leaves(config) -> set[str]:
     else:
       names.add(key)
   return names
-
-
-@contextlib.contextmanager
-def _compilation_cache():
-  settings = dict(
-    jax_compilation_cache_dir=str(pathlib.Path(_FOLDER.name) / "compiled"),
-    jax_persistent_cache_min_compile_time_secs=0.1,
-  )
-  before = {name: getattr(jax.config, name) for name in settings}
-  try:
-    _configure(settings)
-    yield
-  finally:
-    _configure(before)
-
-
-def _configure(settings: dict) -> None:
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # It reads the settings when it is opened.
