@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, losses
+from bbqrec_jax import checkpoint, compile_cache, losses
 from bbqrec_jax.data import scaling, semantic_ids, table
 from bbqrec_jax.data.dataset import MODALITIES
+from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
 from bbqrec_jax.decoding import trie as trie_lib
 from bbqrec_jax.errors import UserError
@@ -28,6 +29,7 @@ from bbqrec_jax.trainers import generator as generator_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 _BATCH_SIZES = (1, 8, 64)  # Histories are padded up to one of these: few programs to compile.
+SEARCHES = ("beam", "exact")
 _NEIGHBOURS = 10  # Items whose ids stand in for the id that a new item lacks.
 
 
@@ -52,7 +54,6 @@ class Recommender:
     self._config, self._ids, self._params, self._workdir = config, ids, params, workdir
     self._model = generator_trainer.make_model(config.generator, ids)
     self._num_trained = len(ids.item_ids)  # Items that stage one was trained with.
-    self._generate = {}  # (number of results) -> jitted decoding.
     self._tokenizer = None
     self._set_catalogue(ids)
 
@@ -91,7 +92,12 @@ class Recommender:
     return self._ids.codes
 
   def recommend(
-    self, histories: Sequence[Sequence[str]], k: int = 10, *, filter_seen: bool = False
+    self,
+    histories: Sequence[Sequence[str]],
+    k: int = 10,
+    *,
+    filter_seen: bool = False,
+    search: str = "beam",
   ) -> list[Recommended]:
     """The k most probable next items of each history.
 
@@ -99,15 +105,19 @@ class Recommender:
       histories: original item ids, oldest first; the last max_history known ones are used.
       k: how many items to return; fewer where the beams do not reach so many.
       filter_seen: whether items of the history are left out.
+      search: "beam", or "exact" for the true best items of the whole catalogue, with proof: users
+        for whom the beams do not prove it are searched again with more of them.
 
     Returns:
       One Recommended for each history. A history without any known item gets no items.
 
     Raises:
-      UserError: k is less than 1.
+      UserError: k is less than 1, or the search is unknown.
     """
     if k < 1:
       raise UserError(f"k must be at least 1, got {k}.")
+    if search not in SEARCHES:
+      raise UserError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}.")
     max_history = self._config.max_history
     known = [[self._index[i] for i in history if i in self._index] for history in histories]
     rows = [n for n, items in enumerate(known) if items]
@@ -119,7 +129,7 @@ class Recommender:
     # Seen items may hold all the first places, so that many more are asked for; in multiples, so
     # that few programs are compiled.
     num_seen = -(-num_seen // max_history) * max_history
-    items, scores = self._decode(array[rows], k + num_seen)
+    items, scores = self._decode(array[rows], k + num_seen, search)
     results = [
       Recommended([], [], [], [i for i in history if i not in self._index]) for history in histories
     ]
@@ -182,25 +192,53 @@ class Recommender:
 
   def _set_catalogue(self, ids: semantic_ids.SemanticIds) -> None:
     self._ids = ids
+    self._programs = {}  # (batch size or "exact", number of results) -> decoding of this catalogue.
     self._index = {item: n for n, item in enumerate(ids.item_ids.tolist())}
     self._catalogue = generate_lib.Catalogue(jnp.asarray(ids.codes), jnp.asarray(ids.vectors))
     self._trie = trie_lib.build(ids.codes, ids.codebook_size, ids.popularity)
 
-  def _decode(self, histories: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
+  def compile(self, k: int = 10) -> None:
+    """Compiles, or reads from disk, the programs that recommend(histories, k) needs.
+
+    There is one for each of a few batch sizes. Otherwise each is compiled when it is first needed:
+    a server calls this before its first request.
+    """
+    for batch_size in _BATCH_SIZES:
+      self._program(batch_size, k)
+
+  def _program(self, batch_size: int, num_results: int):
+    """The compiled decoding of so many histories at a time."""
+    if (batch_size, num_results) not in self._programs:
+      generate = generate_lib.make_generate(self._model, **self._widths(num_results))
+      history = jax.ShapeDtypeStruct((batch_size, self._config.max_history), jnp.int32)
+      lowered = generate.lower(self._params, self._catalogue, self._trie, history)
+      self._programs[batch_size, num_results] = lowered.compile()
+    return self._programs[batch_size, num_results]
+
+  def _widths(self, num_results: int) -> dict[str, int]:
+    num_beams = max(self._config.generator.num_beams, num_results)
+    return dict(num_beams=num_beams, num_results=num_results)
+
+  def _exact_search(self, num_results: int):
+    if ("exact", num_results) not in self._programs:
+      search = exact.make_exact(self._model, **self._widths(num_results))
+      self._programs["exact", num_results] = search
+    return self._programs["exact", num_results]
+
+  def _decode(
+    self, histories: np.ndarray, num_results: int, search: str
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Items and scores, [n, num_results] each, of histories [n, T]."""
-    if num_results not in self._generate:
-      self._generate[num_results] = generate_lib.make_generate(
-        self._model,
-        num_beams=max(self._config.generator.num_beams, num_results),
-        num_results=num_results,
-      )
-    generate = self._generate[num_results]
     items = np.full((len(histories), num_results), -1, np.int32)
     scores = np.full((len(histories), num_results), -np.inf, np.float32)
     for start in range(0, len(histories), _BATCH_SIZES[-1]):
       chunk = histories[start : start + _BATCH_SIZES[-1]]
       size = next(size for size in _BATCH_SIZES if size >= len(chunk))
       padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)), mode="edge")
+      if search == "exact":
+        generate = self._exact_search(num_results)
+      else:
+        generate = self._program(size, num_results)
       beams = generate(self._params, self._catalogue, self._trie, padded)
       rows = slice(start, start + len(chunk))
       items[rows] = np.asarray(beams.items)[: len(chunk)]
@@ -280,7 +318,9 @@ def _recommend_table(recommender: Recommender, args) -> None:
   order = np.lexsort((log.times, log.users))  # Stable: ties keep the order of the file.
   bounds = np.cumsum(np.bincount(log.users))[:-1]
   histories = [[log.item_ids[i] for i in items] for items in np.split(log.items[order], bounds)]
-  results = recommender.recommend(histories, args.k, filter_seen=args.filter_seen)
+  results = recommender.recommend(
+    histories, args.k, filter_seen=args.filter_seen, search=args.search
+  )
   unknown = {item for result in results for item in result.unknown}
   empty = [user for user, result in zip(log.user_ids, results) if not result.item_ids]
   if len(empty) == len(results):
@@ -336,16 +376,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--output", help="where --input's recommendations go (.csv, .parquet)")
   parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
   parser.add_argument("--filter_seen", action="store_true", help="leave out items of the history")
+  parser.add_argument(
+    "--search", choices=SEARCHES, default="beam", help="exact: proven, over the whole catalogue"
+  )
   args = parser.parse_args(argv)
   if args.input and not (args.output or "").endswith((".csv", ".parquet")):
     parser.error("--input needs --output=FILE, a .csv or .parquet file")
+  compile_cache.enable()
   try:
     recommender = Recommender.load(args.workdir)
     if args.input:
       _recommend_table(recommender, args)
       return 0
     history = [item.strip() for item in args.history.split(",") if item.strip()]
-    result = recommender.recommend([history], args.k, filter_seen=args.filter_seen)[0]
+    result = recommender.recommend(
+      [history], args.k, filter_seen=args.filter_seen, search=args.search
+    )[0]
     _report_unknown(result.unknown)
     if not result.item_ids:
       raise UserError("The history holds no item of the catalogue; give at least one known id.")

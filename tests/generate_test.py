@@ -1,6 +1,7 @@
 """The beam search over the real generator against scoring every item without a cache."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -19,7 +20,7 @@ HISTORY = np.array(
 
 
 @functools.cache
-def _setup(encoder="bidirectional"):
+def setup(encoder="bidirectional"):
   """(model, params away from their start, catalogue, trie, popularity); some items collide."""
   rng = np.random.default_rng(0)
   codes = rng.integers(0, N, (I, L, M)).astype(np.int32)
@@ -40,9 +41,12 @@ def _setup(encoder="bidirectional"):
 
 
 @functools.cache
-def _narrow():
+def _narrow(max_history=T):
   """A search with a beam narrower than the catalogue, compiled once for the tests that use it."""
-  return generate.make_generate(_setup()[0], num_beams=4, num_results=6)
+  model, params, catalogue, trie, _ = setup()
+  history = jax.ShapeDtypeStruct((B, max_history), jnp.int32)
+  search = generate.make_generate(model, num_beams=4, num_results=6)
+  return search.lower(params, catalogue, trie, history).compile()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,7 +58,7 @@ def _log_probs(model, params, catalogue):
   return jax.nn.log_softmax(logits)  # [B, I, L, M, N]
 
 
-def _all_scores(model, params, catalogue):
+def all_scores(model, params, catalogue):
   """log P(item | history) of every item: [B, I], by the decoder without cache, trie and beams."""
   log_probs = np.asarray(_log_probs(model, params, catalogue), np.float64)
   codes = np.asarray(catalogue.codes)[None, ..., None]
@@ -62,7 +66,7 @@ def _all_scores(model, params, catalogue):
 
 
 def test_lookup_masks_padding():
-  _, _, catalogue, _, _ = _setup()
+  _, _, catalogue, _, _ = setup()
   codes, vectors, mask = generate.lookup(catalogue, jnp.asarray(HISTORY))
   chex.assert_shape((codes, vectors, mask), ((B, T, L, M), (B, T, M * D), (B, T)))
   for b, t in np.ndindex(B, T):
@@ -74,8 +78,8 @@ def test_lookup_masks_padding():
 
 @pytest.mark.parametrize("encoder", generator.ENCODERS)
 def test_a_beam_as_wide_as_the_catalogue_ranks_every_item(encoder):
-  model, params, catalogue, trie, popularity = _setup(encoder)
-  expected = _all_scores(model, params, catalogue)
+  model, params, catalogue, trie, popularity = setup(encoder)
+  expected = all_scores(model, params, catalogue)
   found = generate.make_generate(model, num_beams=I, num_results=I)(
     params, catalogue, trie, jnp.asarray(HISTORY)
   )
@@ -90,10 +94,10 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_every_item(encoder):
 
 
 def test_a_narrow_beam_gives_distinct_items_with_their_scores():
-  model, params, catalogue, trie, _ = _setup()
-  expected = _all_scores(model, params, catalogue)
+  model, params, catalogue, trie, _ = setup()
+  expected = all_scores(model, params, catalogue)
   found = _narrow()(params, catalogue, trie, jnp.asarray(HISTORY))
-  chex.assert_shape(tuple(found), (B, 6))
+  chex.assert_shape(tuple(found), ((B, 6), (B, 6), (B,)))
   for b in range(B):
     items = found.items[b][found.items[b] >= 0]
     assert len(items) >= 4  # Each beam leads to an item.
@@ -103,11 +107,17 @@ def test_a_narrow_beam_gives_distinct_items_with_their_scores():
     assert (found.scores[b, len(items) :] == -jnp.inf).all()
 
 
+def test_the_program_sorts_no_candidates():
+  program = _narrow().as_text()
+  assert program.count('custom_call_target="TopK"') == L
+  assert not re.search(r" sort\(", program)  # XLA's way of a top_k that it does not know as one.
+
+
 def test_more_padding_changes_nothing():
-  _, params, catalogue, trie, _ = _setup()
+  _, params, catalogue, trie, _ = setup()
   found = _narrow()(params, catalogue, trie, jnp.asarray(HISTORY))
   padded = np.pad(HISTORY, ((0, 0), (0, 2)), constant_values=-1)
-  wider = _narrow()(params, catalogue, trie, jnp.asarray(padded))
+  wider = _narrow(T + 2)(params, catalogue, trie, jnp.asarray(padded))
   chex.assert_trees_all_equal(wider.items, found.items)
   chex.assert_trees_all_close(wider.scores, found.scores, atol=1e-5)
 
@@ -116,7 +126,7 @@ def test_other_parameters_and_histories_compile_nothing(monkeypatch):
   traces, search = [], beam.beam_search
   traced = lambda *args, **kwargs: traces.append(1) or search(*args, **kwargs)
   monkeypatch.setattr(beam, "beam_search", traced)
-  model, params, catalogue, trie, _ = _setup()
+  model, params, catalogue, trie, _ = setup()
   make = generate.make_generate(model, num_beams=5, num_results=7)
   found = make(params, catalogue, trie, jnp.asarray(HISTORY))
   other = make(jax.tree.map(lambda x: -x, params), catalogue, trie, jnp.asarray(HISTORY[::-1]))

@@ -65,6 +65,29 @@ def test_the_api_ranks_as_the_evaluation_did(recommender, dataset, finished):
     assert found == (rank if rank <= 10 else None)
 
 
+def test_nothing_is_compiled_behind_compile(own_recommender, dataset, monkeypatch):
+  histories = [user_history(dataset, user) for user in range(11)]
+  expected = own_recommender.recommend(histories, k=3)
+  own_recommender.compile(k=4)
+  monkeypatch.setattr(recommend.generate_lib, "make_generate", None)  # Not to be called again.
+  for batch_size in (1, 5, 11):
+    results = own_recommender.recommend(histories[:batch_size], k=4)
+    assert [r.item_ids[:3] for r in results] == [r.item_ids for r in expected[:batch_size]]
+
+
+def test_the_exact_search_is_the_widest_beam(finished, dataset):
+  recommender = recommend.Recommender.load(finished.workdir)
+  histories = [user_history(dataset, user) for user in range(9)]
+  everything = recommender.recommend(histories, k=NUM_ITEMS)
+  exact = recommender.recommend(histories, k=3, search="exact")
+  for best, result in zip(everything, exact, strict=True):
+    assert result.item_ids == best.item_ids[:3]
+    np.testing.assert_allclose(result.scores, best.scores[:3], rtol=1e-5)
+  assert finished.config.generator.num_beams < NUM_ITEMS
+  with pytest.raises(UserError, match="search must be one of beam, exact, got 'wide'"):
+    recommender.recommend(histories, search="wide")
+
+
 def test_seen_items_are_left_out_when_asked(recommender, dataset):
   history = user_history(dataset, 0)
   everything = recommender.recommend([history], k=NUM_ITEMS)[0]

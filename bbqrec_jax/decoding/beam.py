@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from bbqrec_jax.decoding import bits, rank, walk
 from bbqrec_jax.decoding import trie as trie_lib
 
 Cache = TypeVar("Cache")
@@ -18,24 +19,14 @@ class Beams(NamedTuple):
   Attributes:
     items: [B, k] int32, distinct; -1 where fewer than k items were reached.
     scores: [B, k] float32 log-probability of the item's semantic ID; -inf where items is -1.
+    bound: [B] float32, the best score of a prefix that the search dropped, -inf if it dropped none
+      that is possible. As no item scores more than its prefixes, no item that was missed scores
+      more than this: what scores more is proven to be in its true place.
   """
 
   items: jax.Array
   scores: jax.Array
-
-
-class _Chosen(NamedTuple):
-  """The best children of one user's beams, best first.
-
-  Attributes:
-    children: [k] int32 index into the next level, or into the trie's items; 0 if score is -inf.
-    parents: [k] int32 in [0, W), the beam that each continues.
-    scores: [k] float32, -inf where there were fewer children.
-  """
-
-  children: jax.Array
-  parents: jax.Array
-  scores: jax.Array
+  bound: jax.Array
 
 
 def beam_search(
@@ -52,8 +43,9 @@ def beam_search(
   The score of a prefix is the sum, over its levels and their signals, of log-probabilities under
   the full softmax over N codes. They are not renormalised over the valid children, which would be
   another ranking. Items of one leaf share its score and come by popularity; of equal scores
-  elsewhere, the child of the better beam comes first. The result is exact when num_beams is at
-  least the number of distinct semantic IDs.
+  elsewhere, the child of the better beam comes first, then that of the lower token. The result is
+  exact when num_beams is at least the number of distinct semantic IDs, and as far as its bound
+  proves it.
 
   The loop over levels is unrolled, since each level has its own nodes; call this inside jit. Every
   shape is static. W below is the number of beams at a level: 1 at level 0, at most num_beams after.
@@ -61,7 +53,7 @@ def beam_search(
   Args:
     step_fn: (level, tokens, cache) -> (log_probs [B, W, M, N] float32, cache). tokens
       [B, W, M] int32 are what the previous level chose, None at level 0. A code with
-      log-probability -inf is never chosen.
+      log-probability -inf or NaN is never chosen.
     reorder_fn: (cache, parents) -> cache, called between two levels. parents [B, W] int32 tell
       for each new beam which one of the old beams it continues; what the cache holds for each
       beam must follow, and what it holds for each user may stay.
@@ -76,32 +68,28 @@ def beam_search(
   if num_beams < 1 or num_results < 1:
     raise ValueError(f"num_beams and num_results must be positive: {num_beams}, {num_results}.")
   tokens, num_parents = None, 1  # Of level 0, whose only parent is the root.
-  for level, codes in enumerate(trie.codes):  # [n_l, M]
+  for level in range(trie.num_levels):
     log_probs, cache = step_fn(level, tokens, cache)
     if level == 0:
       nodes = jnp.zeros((log_probs.shape[0], 1), jnp.int32)
       scores = jnp.zeros(nodes.shape, jnp.float32)
+      bound = jnp.full(log_probs.shape[0], -jnp.inf)
     # Checked, since a code beyond the softmax would silently read another one's probability.
-    expected = (num_parents, codes.shape[1], trie.codebook_size)
+    expected = (num_parents, trie.num_signals, trie.codebook_size)
     if log_probs.ndim != 4 or log_probs.shape[1:] != expected:
       raise ValueError(f"log_probs must be [B, *{expected}], got {log_probs.shape}.")
-    choose = functools.partial(_choose_children, trie, level, num_beams)
-    nodes, parents, scores = _for_each_user(choose, nodes, scores, log_probs)
-    tokens, num_parents = codes[nodes], nodes.shape[1]
+    choose = functools.partial(_choose, trie, level, num_beams)
+    chosen, tokens = _for_each_user(choose, nodes, scores, log_probs)
+    nodes, scores, num_parents = chosen.children, chosen.scores, tokens.shape[1]
+    bound = jnp.maximum(bound, chosen.bound)
     if level + 1 < trie.num_levels:
-      cache = reorder_fn(cache, parents)
+      cache = reorder_fn(cache, chosen.parents)
 
-  choose = functools.partial(_choose_children, trie, trie.num_levels, num_results)
-  nodes, _, scores = _for_each_user(choose, nodes, scores)
-  items = jnp.where(scores > -jnp.inf, trie.items[nodes], -1)
-  missing = ((0, 0), (0, num_results - items.shape[1]))
-  return Beams(
-    jnp.pad(items, missing, constant_values=-1),
-    jnp.pad(scores, missing, constant_values=-jnp.inf),
-  )
+  items, scores = jax.vmap(functools.partial(_first_items, trie, num_results))(nodes, scores)
+  return Beams(items, scores, bound)
 
 
-def _for_each_user(fn, *args: jax.Array) -> _Chosen:
+def _for_each_user(fn, *args: jax.Array):
   """Applies a function of one user to [B, ...] arrays.
 
   One user after another on a CPU, where the candidates of one stay in cache and those of a batch
@@ -112,47 +100,45 @@ def _for_each_user(fn, *args: jax.Array) -> _Chosen:
   )
 
 
-def _choose_children(
+def _choose(
   trie: trie_lib.Trie,
-  depth: int,
-  num_chosen: int,
+  level: int,
+  num_beams: int,
   nodes: jax.Array,
   scores: jax.Array,
-  log_probs: jax.Array | None = None,
-) -> _Chosen:
-  """Scores all children of one user's beams and keeps the best.
+  log_probs: jax.Array,
+) -> tuple[walk.Chosen, jax.Array]:
+  """The best children of one user's beams, and their tokens [k, M].
 
-  The children are laid end to end in C slots, in the order of the beams. C is enough for whatever
-  beams there are: W times the most children of a node, or all nodes of the next level if that is
-  less, since no two beams share a child.
+  Tokens are read here, in a loop over users on a CPU, since outside of it XLA makes their reading a
+  part of the embedding's lookup and repeats it for every dimension.
 
   Args:
-    depth: of the parents in the trie, 0 for the root.
-    num_chosen: how many children to keep, at most C.
-    nodes: [W] int32 parents; distinct, except where the score is -inf.
-    scores: [W] float32; a beam with score -inf has no children.
-    log_probs: [W, M, N] float32 of the children's tokens; None if a child is an item, whose score
-      is that of its leaf. The order of popularity is then kept, since of equal scores top_k takes
-      the lowest slot first.
+    nodes, scores, log_probs: [W], [W] and [W, M, N], of the beams.
   """
-  num_parents = len(nodes)
-  num_slots = min(num_parents * trie.max_children[depth], trie.num_children(depth))
-  first = trie.first_child[depth][nodes]
-  counts = jnp.where(scores > -jnp.inf, trie.first_child[depth][nodes + 1] - first, 0)
-  ends = jnp.cumsum(counts)  # [W] one past the last slot of each beam.
-  slots = jnp.arange(num_slots, dtype=jnp.int32)
-  # [C] the beam of each slot; of an empty slot, behind all others, any beam.
-  parents = jnp.repeat(
-    jnp.arange(num_parents, dtype=jnp.int32), counts, total_repeat_length=num_slots
-  )
-  is_filled = slots < ends[-1]
-  shift = first - (ends - counts)  # [W] from a beam's first slot to its first child.
-  children = jnp.where(is_filled, slots + shift[parents], 0)
+  num_chosen = min(num_beams, trie.num_nodes[level], len(nodes) * trie.max_children[level])
+  log_probs = jnp.where(log_probs > -jnp.inf, log_probs, -jnp.inf)  # No NaN.
+  if level == 0 and trie.roots is not None:
+    chosen = rank.best_roots(trie, num_chosen, log_probs[0])
+  else:
+    chosen = walk.best_children(trie, level, num_chosen, nodes, scores, log_probs)
+  return chosen, trie.codes(level, chosen.children)
 
-  slot_scores = scores[parents]
-  if log_probs is not None:
-    for signal in range(log_probs.shape[1]):
-      slot_scores += log_probs[parents, signal, trie.codes[depth][children, signal]]
-  slot_scores = jnp.where(is_filled, slot_scores, -jnp.inf)
-  scores, chosen = jax.lax.top_k(slot_scores, min(num_chosen, num_slots))
-  return _Chosen(children[chosen], parents[chosen], scores)
+
+def _first_items(
+  trie: trie_lib.Trie, num_results: int, leaves: jax.Array, scores: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Items and scores, [k] each, of one user's leaves [W], which come best first.
+
+  The items of all leaves, laid end to end, are in order already.
+  """
+  first, counts = trie.children(trie.num_levels, leaves)
+  counts = jnp.where(scores > -jnp.inf, counts, 0)
+  ends = jnp.cumsum(counts)  # [W] one past each leaf's last item.
+  places = jnp.arange(num_results, dtype=jnp.int32)
+  owners = bits.count_at_most(ends, places)
+  owners = jnp.minimum(owners, len(leaves) - 1)
+  is_found = places < ends[-1]
+  children = jnp.where(is_found, first[owners] + places - (ends - counts)[owners], 0)
+  items = jnp.where(is_found, trie.items(children), -1)
+  return items, jnp.where(is_found, scores[owners], -jnp.inf)

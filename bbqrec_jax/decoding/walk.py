@@ -1,0 +1,128 @@
+"""The best children of one user's beams, found by walking over all of them in blocks."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bbqrec_jax.decoding import bits
+from bbqrec_jax.decoding import trie as trie_lib
+
+_CHUNK_SLOTS = 2048  # Children scored in one step of a walk; those of a few beams stay in cache.
+_ROOT_SLOTS = 2**18  # The same where there is one parent.
+
+
+class Chosen(NamedTuple):
+  """The best children of one user's beams, best first.
+
+  Attributes:
+    children: [k] int32 index into the next level; 0 if score is -inf.
+    parents: [k] int32 in [0, W), the beam that each continues; 0 if score is -inf.
+    scores: [k] float32, -inf where there were fewer children.
+    bound: [] float32, the best score of a child that was not chosen; -inf if there is none.
+  """
+
+  children: jax.Array
+  parents: jax.Array
+  scores: jax.Array
+  bound: jax.Array
+
+
+def best_children(
+  trie: trie_lib.Trie,
+  depth: int,
+  num_chosen: int,
+  nodes: jax.Array,
+  scores: jax.Array,
+  log_probs: jax.Array,
+) -> Chosen:
+  """Scores the children of one user's beams and keeps the best.
+
+  The children of a beam are read in blocks of slots, the last of which may be partly empty. If no
+  parent has more children than one block, every beam gets one and all are scored at once.
+  Otherwise a loop walks over the blocks of all beams, a chunk of them at a time, and passes by
+  beams whose best conceivable child is worse than what it has. Either way the cost hangs on how
+  many children the beams have, not on the largest number that a node of the catalogue has.
+
+  Of equal scores the child of the better beam comes first, then that of the lower index.
+
+  Args:
+    depth: of the parents in the trie, 0 for the root.
+    num_chosen: k, how many children to keep; at most W times the most children of a parent.
+    nodes: [W] int32 parents; distinct, except where the score is -inf.
+    scores: [W] float32, best first; a beam with score -inf has no children.
+    log_probs: [W, M, N] float32 in [-inf, 0], those of the children's tokens.
+  """
+  num_parents = len(nodes)
+  most = trie.max_children[depth]
+  block = min(most, _ROOT_SLOTS if num_parents == 1 else trie.block_size)
+  first, counts = trie.children(depth, nodes)
+  counts = jnp.where(scores > -jnp.inf, counts, 0)
+
+  num_signals, flat = trie.num_signals, log_probs.reshape(-1)
+
+  def score(parents, starts):
+    """Scores and children, [P * block] each, of P blocks that start `starts` slots into parents."""
+    offsets = starts[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [P, block]
+    is_filled = offsets < counts[parents][:, None]
+    children = jnp.where(is_filled, first[parents][:, None] + offsets, 0)
+    codes = trie.codes(depth, children)  # [P, block, M]
+    sums = scores[parents][:, None]
+    for signal in range(num_signals):
+      place = (parents * num_signals + signal)[:, None] * trie.codebook_size + codes[..., signal]
+      sums = sums + flat.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return jnp.where(is_filled, sums, -jnp.inf).reshape(-1), children.reshape(-1)
+
+  if most <= block:  # As slots are in order, those of equal scores come as they should.
+    parents = jnp.arange(num_parents, dtype=jnp.int32)
+    sums, children = score(parents, jnp.zeros_like(parents))
+    best, slots = top_k(jnp.append(sums, -jnp.inf), num_chosen + 1)
+    return _chosen(best, jnp.append(children, 0)[slots], slots // block)
+
+  num_blocks = -(-counts // block)
+  ends = jnp.cumsum(num_blocks)  # [W] one past each beam's last block.
+  begins = ends - num_blocks
+  # No child of a beam scores more, since rounding keeps the order of sums.
+  limits = scores
+  for signal in range(log_probs.shape[1]):
+    limits = limits + jnp.max(log_probs[:, signal], axis=-1)
+  blocks_at_once = -(-max(_CHUNK_SLOTS, 2 * num_chosen) // block)
+
+  def next_block(current, best):
+    """The first block from `current` on whose beam may have a child to be kept."""
+    # The child that would be dropped next precedes later ones of the same score.
+    is_open = (limits > jnp.min(best)) & (ends > current)
+    return jnp.min(jnp.where(is_open, jnp.maximum(begins, current), ends[-1]))
+
+  def step(state):
+    current, best, children, parents = state
+    ids = current + jnp.arange(blocks_at_once, dtype=jnp.int32)
+    owners = bits.count_at_most(ends, ids)
+    owners = jnp.minimum(owners, num_parents - 1)
+    sums, found = score(owners, (ids - begins[owners]) * block)
+    best, slots = top_k(jnp.append(best, sums), num_chosen + 1)
+    children = jnp.append(children, found)[slots]
+    parents = jnp.append(parents, jnp.repeat(owners, block))[slots]
+    return next_block(current + blocks_at_once, best), best, children, parents
+
+  best = jnp.full(num_chosen + 1, -jnp.inf)
+  empty = jnp.zeros(num_chosen + 1, jnp.int32)
+  start = (next_block(jnp.int32(0), best), best, empty, empty)
+  _, best, children, parents = jax.lax.while_loop(lambda state: state[0] < ends[-1], step, start)
+  return _chosen(best, children, parents)
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """jax.lax.top_k, whose results may be sliced.
+
+  Without the barrier XLA merges a slice into the search, does not know it any more, and sorts all
+  values instead.
+  """
+  return jax.lax.optimization_barrier(jax.lax.top_k(values, k))
+
+
+def _chosen(best: jax.Array, children: jax.Array, parents: jax.Array) -> Chosen:
+  """Of [k + 1] candidates, best first, all but the last."""
+  is_found = best > -jnp.inf
+  children, parents = jnp.where(is_found, children, 0), jnp.where(is_found, parents, 0)
+  return Chosen(children[:-1], parents[:-1], best[:-1], best[-1])
