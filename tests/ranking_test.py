@@ -36,9 +36,10 @@ def _rank(history, target):
 def _rank_fn(calls):
   def rank_fn(history, targets):
     calls.append(history.shape)
-    assert targets.shape == history.shape[:1]
-    pairs = zip(history.tolist(), targets.tolist())
-    return jnp.array([_rank([item for item in row if item >= 0], t) for row, t in pairs])
+    assert targets.shape == history.shape[:2]
+    pairs = zip(history.reshape(-1, T).tolist(), targets.ravel().tolist())
+    ranks = [_rank([item for item in row if item >= 0], t) for row, t in pairs]
+    return jnp.array(ranks).reshape(targets.shape)
 
   return rank_fn
 
@@ -70,7 +71,8 @@ def test_every_user_counts_once_whatever_the_batch_size(split, batch_size):
     np.testing.assert_allclose(
       (results[f"recall@{k}"], results[f"ndcg@{k}"]), _summary(expected, k), rtol=1e-12
     )
-  assert set(calls) == {(min(batch_size, U), T)}  # One shape, so that one program serves all.
+  # One shape, so that one program serves all.
+  assert set(calls) == {(ranking.BATCHES_AT_ONCE, min(batch_size, U), T)}
 
 
 @pytest.mark.parametrize(("max_users", "users"), [
@@ -84,3 +86,14 @@ def test_a_sample_is_evenly_spaced(max_users, users):
   )
   _, ranks = evaluator.run(_rank_fn([]))
   assert ranks.tolist() == _expected(dataset, "valid", users)
+
+
+def test_a_rank_fn_is_taken_over_batches_in_one_program():
+  def rank_fn(context, history, targets):
+    assert history.shape == (3, T)
+    return context["offset"] + jnp.sum(history, axis=1) * targets
+
+  rng = np.random.default_rng(0)
+  history, targets = rng.integers(0, I, (4, 3, T)), rng.integers(0, I, (4, 3))
+  ranks = ranking.make_rank_fn(rank_fn)(dict(offset=7), history, targets)
+  np.testing.assert_array_equal(ranks, 7 + history.sum(axis=2) * targets)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from bbqrec_jax import metrics
 from bbqrec_jax.data import dataset as dataset_lib
 
 KS = (5, 10)
+BATCHES_AT_ONCE = 4  # C: of users, in one call.
 NAMES = tuple(metrics.summary(np.ones(1, np.int32), KS))  # "recall@5" and so on.
 
 
@@ -38,24 +40,41 @@ class Evaluator:
     """Evaluates.
 
     Args:
-      rank_fn: (history [B, T] int32, targets [B] int32) -> [B] int32 ranks, 1 for the best;
-        metrics.NOT_FOUND where the target was not returned.
+      rank_fn: (history [C, B, T] int32, targets [C, B] int32) -> [C, B] int32 ranks, 1 for the
+        best; metrics.NOT_FOUND where the target was not returned. make_rank_fn() gives one.
 
     Returns:
       ({"recall@5": ..., ...}, ranks [U] int32 in the order of the dataset's users).
     """
-    num_users = len(self._targets)
+    num_users, shape = len(self._targets), (BATCHES_AT_ONCE, self._batch_size)
     ranks, pending = np.empty(num_users, np.int32), []
-    for start in range(0, num_users, self._batch_size):
-      rows = np.arange(start, start + self._batch_size)
+    for start in range(0, num_users, shape[0] * shape[1]):
+      rows = np.arange(start, start + shape[0] * shape[1])
       valid = rows < num_users
-      rows = np.minimum(rows, num_users - 1)  # The last batch repeats a user, not counted.
-      pending.append((rows, valid, rank_fn(self._history[rows], self._targets[rows])))
-      if len(pending) > 1:  # Fetch a batch after the next one is dispatched.
+      rows = np.minimum(rows, num_users - 1)  # The last call repeats a user, not counted.
+      history, targets = self._history[rows], self._targets[rows]
+      found = rank_fn(history.reshape(*shape, -1), targets.reshape(shape))
+      pending.append((rows[valid], valid, found))
+      if len(pending) > 1:  # Fetch the ranks of a call after the next one is dispatched.
         _store(ranks, *pending.pop(0))
     _store(ranks, *pending.pop())
     return metrics.summary(ranks, KS), ranks
 
 
-def _store(ranks, rows, valid, batch_ranks):
-  ranks[rows[valid]] = np.asarray(batch_ranks)[valid]
+def make_rank_fn(rank_fn: Callable) -> Callable:
+  """Builds jitted (context, history [C, B, T], targets [C, B]) -> ranks [C, B].
+
+  Args:
+    rank_fn: (context, history [B, T], targets [B]) -> ranks [B]; taken over one batch after the
+      other in one program. `context` is whatever it reads: parameters, a catalogue.
+  """
+
+  @jax.jit
+  def over_batches(context, history, targets):
+    return jax.lax.map(lambda batch: rank_fn(context, *batch), (history, targets))
+
+  return over_batches
+
+
+def _store(ranks, rows, valid, found):
+  ranks[rows] = np.asarray(found).reshape(-1)[valid]

@@ -79,9 +79,12 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     ranking.Evaluator, dataset, max_history=config.max_history, batch_size=section.eval_batch_size
   )
 
-  def rank_fn(params, history, targets):
-    items = generate(params, catalogue, trie, history).items
-    return metrics.ranks_from_items(items, targets)
+  @ranking.make_rank_fn
+  def ranks_of(context, history, targets):
+    return metrics.ranks_from_items(generate(*context, history).items, targets)
+
+  def evaluate(evaluator, params):
+    return evaluator.run(functools.partial(ranks_of, (params, catalogue, trie)))
 
   selection = make_evaluator(split="valid", max_users=section.selection_users)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
@@ -95,7 +98,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       key=jax.random.key(config.seed, impl="rbg"),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: selection.run(functools.partial(rank_fn, params))[0],
+      eval_fn=lambda params: evaluate(selection, params)[0],
       eval_steps=section.eval_epochs * data.steps_per_epoch,
       monitor=section.monitor,
       patience=section.patience,
@@ -106,9 +109,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   results, ranks = {}, {}
   for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], ranks[split] = make_evaluator(split=split).run(
-      functools.partial(rank_fn, fitted.params)
-    )
+    results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
   _save_ranks(workdir, dataset.user_ids, ranks)
   return (
     fitted.summary

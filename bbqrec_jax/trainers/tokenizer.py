@@ -278,8 +278,9 @@ def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_hist
     dataset, split="valid", max_history=max_history, batch_size=section.eval_batch_size
   )
 
-  @jax.jit
-  def ranks(params, unit_vectors, vectors, history, targets):
+  @ranking.make_rank_fn
+  def ranks(context, history, targets):
+    params, unit_vectors, vectors = context
     mask = history >= 0
     v = jnp.where(mask[:, :, None], vectors[jnp.maximum(history, 0)], 0.0)
     h = model.apply({"params": params}, v, history, True, method="represent_sequence")
@@ -305,9 +306,8 @@ def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_hist
 
   def eval_fn(params):
     codes, vectors = encode_catalogue(params, constants)
-    unit_vectors = losses.unit(vectors)
-    rank_fn = lambda history, targets: ranks(params, unit_vectors, vectors, history, targets)
-    results, _ = evaluator.run(rank_fn)
+    context = (params, losses.unit(vectors), vectors)
+    results, _ = evaluator.run(functools.partial(ranks, context))
     report = codebook.report(
       np.asarray(codes), model.codebook_size, model.signals, model.shared_codebook
     )
