@@ -24,7 +24,8 @@ def make_optimizer(
     num_steps: length of the whole training, where the cosine ends.
     warmup_steps: cut to a tenth of num_steps, so that a short training still learns.
     weight_decay: on matrices named `kernel` only: not on embeddings, codebooks, norms and biases.
-    clip_norm: largest global gradient norm; 0 for no clipping.
+    clip_norm: largest global gradient norm; 0 for no clipping. What `scales` names has a norm of
+      its own: it is another objective's, whose gradients must not shrink the rest's.
     scales: top-level parameter name -> factor on the learning rate of what is below it.
 
   Raises:
@@ -41,11 +42,20 @@ def make_optimizer(
   if warmup_steps:
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     rate = optax.join_schedules([warmup, after], [warmup_steps])
-  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  parts = [_clip(clip_norm, scales or {})] if clip_norm else []
   parts.append(optax.adamw(rate, weight_decay=weight_decay, mask=_kernels))
   if scales:
     parts.append(optax.stateless(lambda updates, _: _scale(updates, scales)))
   return optax.chain(*parts)
+
+
+def _clip(max_norm: float, apart: Mapping[str, float]) -> optax.GradientTransformation:
+  """Clips by the global norm of what `apart` names, and by that of all the rest."""
+  clip = optax.clip_by_global_norm(max_norm)
+  is_apart = lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: path[0].key in apart, params
+  )
+  return optax.partition({True: clip, False: clip}, is_apart)
 
 
 def _kernels(params):

@@ -62,11 +62,45 @@ def test_relative_position_bias_is_a_lookup_by_position():
 def test_dropout_keeps_the_mean():
   x = jnp.ones((211, 307))
   out = layers.Dropout(0.1).apply({}, x, False, rngs={"dropout": jax.random.key(0)})
-  kept_rate = 1 - 26 / 256  # The nearest 256th to 0.9.
+  kept_rate = 0.9
   np.testing.assert_allclose(np.unique(out), [0.0, 1 / kept_rate], rtol=1e-6)
   error = np.sqrt(kept_rate * (1 - kept_rate) / x.size)
   assert abs(float(jnp.mean(out > 0)) - kept_rate) < 4 * error
   assert abs(float(jnp.mean(out)) - 1) < 4 * error / kept_rate
+
+
+def test_hashed_bits_look_random():
+  shape, num_keys = (61, 43, 5), 8
+  words = lambda seed: jax.random.bits(jax.random.key(seed), (2,), jnp.uint32)
+  bits = np.stack([layers.hashed_bits(words(seed), shape) for seed in range(num_keys)])
+  assert bits.dtype == np.uint32
+  ones = np.unpackbits(bits.view(np.uint8).reshape(*bits.shape, 4), axis=-1) * 2.0 - 1.0
+  # Every bit is 1 half the time, whatever the key, and says nothing about its neighbours in any
+  # direction, about other bits of its element, or about the same place under another key.
+  count = ones[0, ..., 0].size
+  assert np.abs(ones.mean(axis=(1, 2, 3))).max() < 5 / np.sqrt(count)
+  for axis in range(4):
+    ahead = np.take(ones, range(1, ones.shape[axis]), axis)
+    behind = np.take(ones, range(ones.shape[axis] - 1), axis)
+    kept = tuple(a for a in range(5) if a not in (0, 4))
+    assert np.abs((ahead * behind).mean(axis=kept)).max() < 5.5 / np.sqrt(count * 0.8), axis
+  across = np.einsum("kxyzi,kxyzj->ij", ones, ones) / (num_keys * count) - np.eye(32)
+  assert np.abs(across).max() < 5 / np.sqrt(num_keys * count)
+  assert len(np.unique(bits)) > 0.999 * bits.size
+
+
+def test_hashed_bits_of_a_part_are_those_of_the_whole():
+  words = jnp.array([123, 456], jnp.uint32)
+  whole = layers.hashed_bits(words, (7, 11))
+  np.testing.assert_array_equal(layers.hashed_bits(words, (3, 11)), whole[:3])
+
+  def slow(x):  # In whole numbers of any size.
+    x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+    x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+    return x ^ (x >> 16)
+
+  expected = [slow(slow(index ^ 123) ^ 456) for index in range(77)]
+  assert whole.ravel().tolist() == expected
 
 
 def test_dropout_masks_depend_on_the_key():

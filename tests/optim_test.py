@@ -92,6 +92,22 @@ def test_clipping_is_by_the_norm_of_all_gradients():
   assert abs(float(free[1]["scale"][0] - clipped[1]["scale"][0])) > 0.01
 
 
+def test_what_has_a_scale_of_its_own_has_a_norm_of_its_own():
+  kwargs = dict(num_steps=10, learning_rate=0.5, clip_norm=1.0)
+  large = _fill(0.01) | dict(encoder=jax.tree.map(lambda x: 900.0 + 0 * x, PARAMS["encoder"]))
+  alone = _updates([_fill(0.01), _fill(0.01)], **kwargs)[1]
+  apart = _updates([_fill(0.01), large], **kwargs, scales=dict(encoder=1.0))[1]
+  together = _updates([_fill(0.01), large], **kwargs)[1]
+  np.testing.assert_allclose(apart["scale"], alone["scale"], rtol=1e-5)
+  assert abs(float(together["scale"][0] - alone["scale"][0])) > 0.1
+  # The large one is cut to norm 1 by itself: nine elements of 1/3.
+  cut = _fill(0.01) | dict(encoder=jax.tree.map(lambda x: 1 / 3 + 0 * x, PARAMS["encoder"]))
+  expected = _updates([_fill(0.01), cut], num_steps=10, learning_rate=0.5)[1]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), apart["encoder"], expected["encoder"]
+  )
+
+
 def test_unknown_names_raise():
   with pytest.raises(ValueError, match=r"schedule must be one of .* got 'linear'"):
     optim.make_optimizer(num_steps=10, learning_rate=0.1, schedule="linear")
