@@ -23,7 +23,7 @@ from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
-from bbqrec_jax.models import generator
+from bbqrec_jax.models import attention, generator
 from bbqrec_jax.trainers import tokenizer
 
 _INTERRUPTED = 130  # The shell's status for Ctrl-C.
@@ -99,6 +99,11 @@ def check(config, dataset: Dataset) -> None:
     )
   for key, value, allowed in (
     ("generator.model.encoder", config.generator.model.encoder, generator.ENCODERS),
+    (
+      "generator.model.attention_backend",
+      config.generator.model.attention_backend,
+      attention.BACKENDS,
+    ),
     ("tokenizer.optimizer.schedule", config.tokenizer.optimizer.schedule, optim.SCHEDULES),
     ("generator.optimizer.schedule", config.generator.optimizer.schedule, optim.SCHEDULES),
     ("tokenizer.monitor", config.tokenizer.monitor, tokenizer.MONITORS),

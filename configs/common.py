@@ -153,6 +153,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       num_decoder_layers=4,
       dropout_rate=0.1,
       encoder="causal" if arg.causal or arg.cpu else "bidirectional",
+      attention_backend="auto",  # Of similarity-enhanced attention: models/attention.py.
     ),
     inherit_codebooks=arg.inherited,
     optimizer=dict(

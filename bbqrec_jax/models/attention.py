@@ -1,19 +1,17 @@
-"""Similarity-enhanced attention (BBQRec section 4.2), in its item-factorised form.
+"""Similarity-enhanced attention (BBQRec section 4.2): buckets of similarity, and its back ends.
 
-The similarity of two tokens is that of the items they belong to, so it is constant over each
-L x L block of tokens, and the sum over an item's L tokens can be taken before the product with
-the similarity embedding. Tokens are ordered (level, item): token s = l * T + t is level l of item
-t, which keeps the items of one level contiguous.
+Tokens are ordered (level, item): token s = l * T + t is level l of item t, which keeps the items
+of one level contiguous.
 """
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-# Histories of a batch that one pass of the unrolled loops handles. XLA on CPU keeps the loops
-# vectorised only while their temporaries stay in cache; a larger batch goes slice by slice.
-_SLICE_SIZE = 32
+from bbqrec_jax.models import attention_xla
+
+BACKENDS = ("auto", "reference", "xla", "pallas")
 
 
 def similarity_buckets(vectors: jax.Array, mask: jax.Array, num_buckets: int) -> jax.Array:
@@ -35,145 +33,75 @@ def similarity_buckets(vectors: jax.Array, mask: jax.Array, num_buckets: int) ->
   return jnp.round((jnp.clip(cosine, -1.0, 1.0) + 1.0) / 2.0 * num_buckets).astype(jnp.int32)
 
 
-def sim_attention(scores: jax.Array, values: jax.Array, factors: jax.Array) -> jax.Array:
-  """Attention whose every value is multiplied by the similarity embedding: BBQRec Eqs. (16)-(17).
+def make_sim_attention(table: jax.Array, buckets: jax.Array, backend: str = "auto") -> Callable:
+  """Attention whose every value is multiplied by a similarity embedding: BBQRec Eqs. (16)-(17).
 
-  out_i = sum_j factors_ij * (softmax(scores)_ij values_j), the product with `factors` elementwise
-  over the value dimensions. Factors of one give plain attention.
+  What the layers of an encoder share is computed here, once for all of them.
 
   Args:
-    scores: [B, H, S, S] float32, scaled dot products, masked and biased, before the softmax.
-    values: [B, S, H, D] float32.
-    factors: [B, T, T, H, D] float32, the similarity embedding of each pair (query item, key
-      item). S = L * T with tokens ordered (level, item).
+    table: [K + 1, H, D] float32, the similarity embedding of each bucket. A table of ones gives
+      plain attention.
+    buckets: [B, T, T] int32 in [0, K] of each pair (query item, key item).
+    backend: "xla" runs everywhere. "pallas" is a kernel for NVIDIA GPUs that never holds the
+      embeddings of the pairs, [B, T, T, H, D]. "reference" is the equation as printed, for every
+      pair of tokens: slow. "auto" chooses.
 
   Returns:
-    [B, S, H, D] float32.
+    (scores [B, H, S, S], values [B, S, H, D]) -> [B, S, H, D], float32 all; S = L * T tokens
+    ordered (level, item). Scores are scaled dot products, masked and biased, before the softmax.
+    out_i = sum_j table[buckets_ij] * (softmax(scores)_ij values_j), the product with the table's
+    row elementwise over D.
+
+  Raises:
+    ValueError: an unknown back end; "pallas" without a GPU; later, from what is returned, shapes
+      that do not match.
   """
-  batch_size, num_heads, num_tokens, _ = scores.shape
-  num_items = factors.shape[1]
-  if num_tokens % num_items or values.shape[:3] != (batch_size, num_tokens, num_heads):
-    raise ValueError(
-      f"scores {scores.shape}, values {values.shape} and factors {factors.shape} do not match."
-    )
-  return _sim_attention(scores, values, factors)
+  if backend not in BACKENDS:
+    raise ValueError(f"attention_backend must be one of {BACKENDS}, got {backend!r}.")
+  if backend == "auto":
+    backend = "xla"  # On GPUs too: the kernel's speed there has not been measured yet.
+  if backend == "pallas" and jax.default_backend() != "gpu":
+    raise ValueError("attention_backend='pallas' needs a GPU; 'xla' runs everywhere.")
+  attend = _BACKENDS[backend](table, buckets)
+
+  def sim_attention(scores: jax.Array, values: jax.Array) -> jax.Array:
+    batch_size, num_heads, num_tokens, _ = scores.shape
+    if (
+      num_tokens % buckets.shape[1]
+      or scores.shape[3] != num_tokens
+      or values.shape != (batch_size, num_tokens, *table.shape[1:])
+      or num_heads != table.shape[1]
+      or len(buckets) != batch_size
+    ):
+      raise ValueError(
+        f"scores {scores.shape}, values {values.shape}, similarity table {table.shape} and "
+        f"buckets {buckets.shape} do not match."
+      )
+    return attend(scores, values)
+
+  return sim_attention
 
 
-@jax.custom_vjp
-def _sim_attention(scores, values, factors):
-  return _sim_attention_fwd(scores, values, factors)[0]
-
-
-def _sim_attention_fwd(scores, values, factors):
-  def forward(args):
-    scores, values, factors = args
+def _reference(table, buckets):
+  def attend(scores, values):
+    num_levels = scores.shape[-1] // buckets.shape[-1]
+    per_token = jnp.tile(buckets, (1, num_levels, num_levels))  # [B, S, S]
     alpha = jax.nn.softmax(scores, axis=-1)
-    return _weighted_sum(alpha, values, factors), alpha
+    return jnp.einsum("bhqk,bqkhd,bkhd->bqhd", alpha, table[per_token], values)
 
-  out, alpha = _map_slices(forward, (scores, values, factors))
-  return out, (alpha, values, factors)
-
-
-def _sim_attention_bwd(residuals, cotangent):
-  def backward(args):
-    alpha, values, factors, grad = args
-    grad_alpha = _grad_alpha(grad, values, factors)
-    inner = jnp.sum(alpha * grad_alpha, axis=-1, keepdims=True)
-    grad_scores = alpha * (grad_alpha - inner)  # Through the softmax.
-    grad_values = _grad_values(alpha, grad, factors)
-    grad_factors = _grad_factors(alpha, grad, values, factors.shape[1])
-    return grad_scores, grad_values, grad_factors
-
-  return _map_slices(backward, (*residuals, cotangent))
+  return attend
 
 
-_sim_attention.defvjp(_sim_attention_fwd, _sim_attention_bwd)
+def _xla(table, buckets):
+  factors = table[buckets]  # [B, T, T, H, D]
+  witness = table[0, 0, 0]
+  return lambda scores, values: attention_xla.sim_attention(scores, values, factors, witness)
 
 
-def _map_slices(fn, args):
-  """fn over slices of the batch axis, one after the other."""
-  batch_size = args[0].shape[0]
-  slice_size = next(n for n in range(min(_SLICE_SIZE, batch_size), 0, -1) if batch_size % n == 0)
-  if slice_size == batch_size:
-    return fn(args)
-  split = jax.tree.map(lambda x: x.reshape((-1, slice_size, *x.shape[1:])), args)
-  merged = jax.lax.map(fn, split)
-  return jax.tree.map(lambda x: x.reshape((batch_size, *x.shape[2:])), merged)
+def _pallas(table, buckets):
+  from bbqrec_jax.models import attention_pallas  # Slow to import; needed on GPUs alone.
+
+  return lambda scores, values: attention_pallas.sim_attention(scores, values, table, buckets)
 
 
-# The four sums below are unrolled over T, L or D: XLA fuses each into one vectorised loop with
-# H * D (or the key items) innermost, where small batched matrix products would run far below the
-# machine's rate. Letters: k, l levels of query and key; i, j items of query and key.
-
-
-def _by_level_and_item(alpha, num_items):  # [B, H, S, S] -> [B, k, i, l, j, H]
-  batch_size, num_heads, num_tokens, _ = alpha.shape
-  num_levels = num_tokens // num_items
-  alpha = alpha.reshape(batch_size, num_heads, num_levels, num_items, num_levels, num_items)
-  return jnp.einsum("bhkilj->bkiljh", alpha)
-
-
-def _split_levels(x, num_items):  # [B, S, H, D] -> [B, L, T, H, D]
-  return x.reshape(x.shape[0], -1, num_items, *x.shape[2:])
-
-
-def _unrolled_sum(terms):
-  return functools.reduce(jnp.add, terms)
-
-
-def _weighted_sum(alpha, values, factors):
-  num_items = factors.shape[1]
-  alpha, by_level = _by_level_and_item(alpha, num_items), _split_levels(values, num_items)
-  num_levels = by_level.shape[1]
-
-  def key_item(j):  # The sum over the item's L tokens comes before the product.
-    mixed = _unrolled_sum(
-      alpha[:, :, :, l, j, :, None] * by_level[:, l, j][:, None, None] for l in range(num_levels)
-    )  # [B, k, i, H, D]
-    return mixed * factors[:, :, j][:, None]
-
-  return _unrolled_sum(map(key_item, range(num_items))).reshape(values.shape)
-
-
-def _grad_values(alpha, grad, factors):
-  num_items = factors.shape[1]
-  alpha, by_level = _by_level_and_item(alpha, num_items), _split_levels(grad, num_items)
-  num_levels = by_level.shape[1]
-
-  def query_item(i):
-    mixed = _unrolled_sum(
-      alpha[:, k, i, :, :, :, None] * by_level[:, k, i][:, None, None] for k in range(num_levels)
-    )  # [B, l, j, H, D]
-    return mixed * factors[:, i][:, None]
-
-  return _unrolled_sum(map(query_item, range(num_items))).reshape(grad.shape)
-
-
-def _grad_factors(alpha, grad, values, num_items):
-  alpha = _by_level_and_item(alpha, num_items)
-  grad, values = _split_levels(grad, num_items), _split_levels(values, num_items)
-  levels = range(values.shape[1])
-
-  def query_level(k):
-    mixed = _unrolled_sum(
-      alpha[:, k, :, l, :, :, None] * values[:, l][:, None] for l in levels
-    )  # [B, i, j, H, D]
-    return mixed * grad[:, k][:, :, None]
-
-  return _unrolled_sum(map(query_level, levels))
-
-
-def _grad_alpha(grad, values, factors):
-  num_items = factors.shape[1]
-  # The key item goes innermost: a float sum over the innermost axis would not be vectorised.
-  grad = jnp.einsum("bkihd->dbhki", _split_levels(grad, num_items))
-  values = jnp.einsum("bljhd->dbhlj", _split_levels(values, num_items))
-  factors = jnp.einsum("bijhd->dbhij", factors)
-
-  def value_dim(d):  # [B, H, k, i, l, j]
-    pair = factors[d][:, :, :, None, :] * values[d][:, :, None]  # [B, H, i, l, j]
-    return grad[d][..., None, None] * pair[:, :, None]
-
-  total = _unrolled_sum(map(value_dim, range(grad.shape[0])))
-  batch_size, num_heads, num_levels = total.shape[:3]
-  return total.reshape(batch_size, num_heads, num_levels * num_items, -1)
+_BACKENDS = dict(reference=_reference, xla=_xla, pallas=_pallas)

@@ -4,6 +4,7 @@ T5-like (Raffel et al. 2020, arXiv:1910.10683): pre-norm with RMSNorm, relative 
 no biases. The encoder's self-attention is similarity-enhanced (BBQRec Eqs. (14)-(17)).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,18 +51,13 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, bias: jax.Array, factors: jax.Array | None, deterministic: bool
+    self, x: jax.Array, bias: jax.Array, attend: Callable, deterministic: bool
   ) -> jax.Array:
-    """x [B, S, d], bias [B, H, S, S], factors [B, T, T, H, D] or None for plain attention."""
+    """x [B, S, d], bias [B, H, S, S]; attend: scores, values -> mixed values, as layers.mix."""
     heads = layers.Attention(self.num_heads, self.head_dim, x.shape[-1], name="attention")
     normed = nn.RMSNorm(name="attention_norm")(x)
     keys, values = heads.key_value(normed)
-    scores = layers.scores(heads.query(normed), keys) + bias
-    mixed = (
-      layers.mix(scores, values)
-      if factors is None
-      else attention.sim_attention(scores, values, factors)
-    )
+    mixed = attend(layers.scores(heads.query(normed), keys) + bias, values)
     x = x + layers.Dropout(self.dropout_rate)(heads.out(mixed), deterministic)
     hidden = layers.FeedForward(self.ff_dim, self.dropout_rate, name="ff")(
       nn.RMSNorm(name="ff_norm")(x), deterministic
@@ -156,6 +152,7 @@ class Model(nn.Module):
   num_decoder_layers: int = 4
   dropout_rate: float = 0.1
   encoder: str = "bidirectional"
+  attention_backend: str = "auto"  # One of attention.BACKENDS; all compute the same.
 
   def setup(self):
     if self.encoder not in ENCODERS:
@@ -223,12 +220,12 @@ class Model(nn.Module):
     if self.encoder == "causal":
       visible = visible & (item[None, :] <= item[:, None])[None, None]  # [B, 1, S, S]
     bias = self.encoder_bias(positions, positions)[None] + jnp.where(visible, 0.0, layers.MASKED)
-    factors = None
-    if self.similarity:
+    attend = layers.mix
+    if self.similarity:  # Once for all layers.
       buckets = attention.similarity_buckets(vectors, mask, self.num_buckets)
-      factors = self.similarity_table[buckets]  # [B, T, T, H, D], once for all layers.
+      attend = attention.make_sim_attention(self.similarity_table, buckets, self.attention_backend)
     for layer in self.encoder_layers:
-      x = layer(x, bias, factors, deterministic)
+      x = layer(x, bias, attend, deterministic)
     x = self.dropout(self.encoder_norm(x), deterministic)
     keys, values = zip(*(layer.history(x) for layer in self.decoder_layers))
     return Memory(keys, values, token_mask)
