@@ -1,0 +1,172 @@
+"""What several benchmarks measure: the generator of their shape, random data for it, its steps.
+
+Speed does not depend on what a model has learnt, so codes, vectors, histories and parameters are
+random. Steps are those of the trainers: their losses, optimizer, micro-batches and jitted loop.
+"""
+
+import functools
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from bbqrec_jax import loop, optim, train_state
+from bbqrec_jax.decoding import generate
+from bbqrec_jax.models import generator
+from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# AdamW; Hugging Face's side is given the same.
+OPTIMIZER = dict(learning_rate=3e-4, weight_decay=0.035, clip_norm=1.0)
+MICRO_BATCH_SIZE = 64  # configs/common.py's.
+
+
+class Shape(NamedTuple):
+  """Sizes of a catalogue and of an encoder-decoder."""
+
+  num_items: int = 12_000  # I.
+  max_history: int = 20  # T.
+  num_levels: int = 3  # L.
+  num_signals: int = 3  # M.
+  codebook_size: int = 256  # N.
+  code_dim: int = 128  # D.
+  model_dim: int = 128
+  num_heads: int = 4
+  head_dim: int = 32
+  ff_dim: int = 512
+  num_layers: int = 4  # Of the encoder, and of the decoder.
+
+
+FULL = Shape()
+QUICK = Shape(
+  num_items=211, max_history=5, codebook_size=17, code_dim=6, model_dim=16, num_heads=2,
+  head_dim=8, ff_dim=24, num_layers=1,
+)  # fmt: skip
+
+
+def load_config(name: str, arg: str = "") -> config_dict.FrozenConfigDict:
+  """configs/<name>.py with what would stand behind the colon."""
+  if str(ROOT) not in sys.path:  # Configs import each other from there.
+    sys.path.append(str(ROOT))
+  config = importlib.import_module(f"configs.{name}").get_config(arg)
+  return config_dict.FrozenConfigDict(config)
+
+
+def make_model(shape: Shape, *, similarity: bool, dropout_rate: float) -> generator.Model:
+  """The paper's generator (bidirectional encoder) in this shape."""
+  return generator.Model(
+    num_levels=shape.num_levels,
+    codebook_size=shape.codebook_size,
+    num_signals=shape.num_signals,
+    similarity=similarity,
+    code_dim=shape.code_dim,
+    model_dim=shape.model_dim,
+    num_heads=shape.num_heads,
+    head_dim=shape.head_dim,
+    ff_dim=shape.ff_dim,
+    num_encoder_layers=shape.num_layers,
+    num_decoder_layers=shape.num_layers,
+    dropout_rate=dropout_rate,
+  )
+
+
+def make_catalogue(shape: Shape, seed: int = 0) -> generate.Catalogue:
+  """Items with codes [I, L, M] uniform in [0, N), and normal vectors [I, M * D]."""
+  rng = np.random.default_rng(seed)
+  size = (shape.num_items, shape.num_levels, shape.num_signals)
+  codes = rng.integers(0, shape.codebook_size, size, np.int32)
+  width = shape.num_signals * shape.code_dim
+  vectors = rng.standard_normal((shape.num_items, width), np.float32)
+  return generate.Catalogue(jnp.asarray(codes), jnp.asarray(vectors))
+
+
+def make_histories(shape: Shape, num_users: int, seed: int = 1) -> np.ndarray:
+  """[num_users, T] int32, of 1 .. T items each, -1 behind the end."""
+  rng = np.random.default_rng(seed)
+  items = rng.integers(0, shape.num_items, (num_users, shape.max_history))
+  lengths = rng.integers(1, shape.max_history + 1, (num_users, 1))
+  return np.where(np.arange(shape.max_history) < lengths, items, -1).astype(np.int32)
+
+
+def init_params(model: generator.Model, catalogue: generate.Catalogue, max_history: int):
+  """Random parameters of a generator."""
+  return generator_trainer.init_params(model, _init_key(), catalogue, max_history)
+
+
+def _init_key() -> jax.Array:
+  """Of the generator whose draws compile in half the time."""
+  return jax.random.key(0, impl="unsafe_rbg")
+
+
+def generator_steps(
+  model: generator.Model,
+  params,
+  catalogue: generate.Catalogue,
+  groups: tuple[dict[str, np.ndarray], ...],
+  num_steps: int,
+  micro_batch_size: int = MICRO_BATCH_SIZE,
+) -> Callable[[], Any]:
+  """Training of the generator: each call takes num_steps steps of an epoch and waits for them.
+
+  Args:
+    groups: an epoch of at least num_steps steps, as batches.Batches.epoch() gives it. Every call
+      takes its first steps.
+  """
+  tx = optim.make_optimizer(num_steps=1_000_000, **OPTIMIZER)
+  train_step = train_state.make_train_step(
+    functools.partial(generator_trainer.loss_fn, model),
+    tx,
+    split_fn=functools.partial(generator_trainer.micro_batches, micro_batch_size=micro_batch_size),
+  )
+  return _steps(train_step, train_state.create(params, tx), groups, catalogue, num_steps)
+
+
+def tokenizer_steps(
+  section, num_items: int, max_history: int, inputs: dict, epoch: dict, num_steps: int
+) -> Callable[[], Any]:
+  """The same of the tokenizer, its codebooks random.
+
+  Args:
+    section: a config's `tokenizer`.
+    inputs: {"features": modality -> [I, F] float32, "present": modality -> [I] bool}.
+    epoch: as batches.with_distinct_items() gives it.
+  """
+  dims = {name: x.shape[1] for name, x in inputs["features"].items()}
+  model = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=dims)
+  params = tokenizer_trainer.init_params(model, _init_key(), max_history)
+  scales = {name: section.club_lr_scale for name in params if name.startswith("club_")}
+  tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
+  terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")
+  train_step = train_state.make_train_step(
+    functools.partial(
+      tokenizer_trainer.loss_fn,
+      model,
+      recon_weights=dict(section.recon_weights),
+      **{name: section[name] for name in terms},
+    ),
+    tx,
+    after_update=functools.partial(tokenizer_trainer.revive_codes, patience=section.revive_steps),
+  )
+  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
+  state = train_state.create(params, tx, idle)
+  return _steps(train_step, state, epoch, jax.device_put(inputs), num_steps)
+
+
+def _steps(train_step, state, epoch, constants, num_steps: int) -> Callable[[], Any]:
+  epoch = jax.device_put(epoch)
+  train_chunk = train_state.make_train_chunk(train_step, max(num_steps, loop.MAX_CHUNK_STEPS))
+  key = jax.random.key(0, impl="rbg")  # As in the trainers.
+
+  def take_steps():
+    nonlocal state
+    state, metrics = train_chunk(state, epoch, 0, num_steps, constants, key)
+    return jax.block_until_ready(metrics)
+
+  return take_steps
