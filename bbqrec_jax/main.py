@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
 from bbqrec_jax import compile_cache, optim, plugins, recommend, report, run_record
-from bbqrec_jax.data import statistics
+from bbqrec_jax.data import batches, statistics
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
@@ -106,11 +106,13 @@ def check(config, dataset: Dataset) -> None:
     ),
     ("tokenizer.optimizer.schedule", config.tokenizer.optimizer.schedule, optim.SCHEDULES),
     ("generator.optimizer.schedule", config.generator.optimizer.schedule, optim.SCHEDULES),
+    ("tokenizer.length_groups", config.tokenizer.length_groups, batches.LENGTH_GROUPS),
+    ("generator.length_groups", config.generator.length_groups, batches.LENGTH_GROUPS),
     ("tokenizer.monitor", config.tokenizer.monitor, tokenizer.MONITORS),
     ("generator.monitor", config.generator.monitor, ranking.NAMES),
   ):
     if value not in allowed:
-      raise UserError(f"{key}={value!r} must be one of {', '.join(allowed)}.")
+      raise UserError(f"{key}={value!r} must be one of {', '.join(map(str, allowed))}.")
   num_signals = config.tokenizer.model.use_id + len(dataset.features)
   if not num_signals:
     raise UserError("No signal is left: the id is switched off and no item has text or image.")

@@ -106,7 +106,7 @@ def make_batches(config, dataset: Dataset, section, examples: str, grouped: bool
     dataset.items,
     *getattr(batches, examples)(dataset, max_history),
     batch_size=section.batch_size,
-    lengths=batches.group_lengths(max_history) if grouped else (max_history,),
+    lengths=batches.group_lengths(max_history, 4) if grouped else (max_history,),
     seed=config.seed,
     every_target=examples == "windows",
   )

@@ -131,6 +131,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=1e-4, clip_norm=1.0
     ),
     batch_size=256,
+    length_groups=4,  # Of histories in a batch; fewer compile faster and compute more padding.
     num_epochs=200,
     eval_epochs=1,
     eval_batch_size=512,
@@ -160,6 +161,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, weight_decay=0.035, clip_norm=1.0
     ),
     batch_size=256,
+    length_groups=4,
     micro_batch_size=64,  # Examples whose activations are held at once; 0: all of a group.
     num_epochs=200,
     eval_epochs=2,
@@ -186,10 +188,18 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
 def _shrink(config: config_dict.ConfigDict) -> None:
   """A run of seconds that goes through everything; its numbers mean nothing."""
   config.max_history, config.codebook_size, config.latent_dim = 8, 16, 8
-  config.tokenizer.update(batch_size=32, num_epochs=2, eval_batch_size=64, log_steps=5)
+  config.tokenizer.update(
+    batch_size=32, length_groups=2, num_epochs=2, eval_batch_size=64, log_steps=5
+  )
   config.tokenizer.model.hidden_dims = (16,)
   config.generator.update(
-    batch_size=64, num_epochs=2, eval_epochs=1, eval_batch_size=64, num_beams=10, log_steps=5
+    batch_size=64,
+    length_groups=2,
+    num_epochs=2,
+    eval_epochs=1,
+    eval_batch_size=64,
+    num_beams=10,
+    log_steps=5,
   )
   config.generator.model.update(
     model_dim=16, num_heads=2, head_dim=8, ff_dim=32, num_encoder_layers=1, num_decoder_layers=1

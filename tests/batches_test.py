@@ -38,7 +38,7 @@ def _batches(dataset, every_target, max_history=7, batch_size=5, seed=0):
     dataset.items,
     *slices(dataset, max_history),
     batch_size=batch_size,
-    lengths=batches.group_lengths(max_history),
+    lengths=batches.group_lengths(max_history, 4),
     seed=seed,
     every_target=every_target,
   )
@@ -79,7 +79,7 @@ def test_an_epoch_is_every_training_example_once(
 @pytest.mark.parametrize("every_target", [False, True])
 def test_rows_stand_in_the_group_of_their_length_from_the_left(every_target):
   data = _batches(_dataset(LENGTHS), every_target)
-  lengths, smaller, partial = batches.group_lengths(7), 0, 0
+  lengths, smaller, partial = batches.group_lengths(7, 4), 0, 0
   groups = data.epoch(0)
   assert [group["history"].shape[2] for group in groups] == list(lengths)
   for length, group in zip(lengths, groups):
@@ -147,11 +147,15 @@ def test_examples_that_do_not_fit_raise():
 
 
 def test_group_lengths_increase_up_to_max_history():
-  assert batches.group_lengths(20) == (4, 8, 12, 20)
-  for max_history in range(1, 60):
-    buckets = batches.group_lengths(max_history)
-    assert buckets[0] >= 1 and buckets[-1] == max_history
-    assert all(a < b for a, b in itertools.pairwise(buckets))
+  expected = {1: (20,), 2: (8, 20), 3: (4, 8, 20), 4: (4, 8, 12, 20)}
+  for num_groups, lengths in expected.items():
+    assert batches.group_lengths(20, num_groups) == lengths
+    for max_history in range(1, 60):
+      lengths = batches.group_lengths(max_history, num_groups)
+      assert lengths[0] >= 1 and lengths[-1] == max_history and len(lengths) <= num_groups
+      assert all(a < b for a, b in itertools.pairwise(lengths))
+  with pytest.raises(ValueError, match=r"must be one of \(1, 2, 3, 4\), got 5"):
+    batches.group_lengths(20, 5)
 
 
 @pytest.mark.parametrize(("num_items", "size"), [(2000, 1024), (700, 700), (100_000, 1024)])

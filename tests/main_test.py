@@ -188,6 +188,7 @@ def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
     ({"tokenizer.model.use_id": False, "data.modalities": ()}, "No signal is left"),
     ({"data.source": "synthetics"}, "did you mean 'synthetic'?"),
     ({"tokenizer.monitor": "recal@10"}, "tokenizer.monitor='recal@10' must be one of recall@5"),
+    ({"generator.length_groups": 7}, "generator.length_groups=7 must be one of 1, 2, 3, 4"),
     ({"data.mean_length": 2.0}, "mean_length=2.0 must be at least"),
     ({"data": {"source": "table", "interactions": "nowhere.csv"}}, "nowhere.csv: no such file."),
   ],

@@ -4,6 +4,9 @@ import numpy as np
 
 from bbqrec_jax.data.dataset import HELD_OUT, Dataset
 
+# The fifths of max_history that groups of histories are padded to; short ones are the most.
+_FIFTHS = {1: (5,), 2: (2, 5), 3: (1, 2, 5), 4: (1, 2, 3, 5)}
+LENGTH_GROUPS = tuple(_FIFTHS)
 DISTINCT_MULTIPLE = 512  # Distinct items are padded up to this, so that few shapes are compiled.
 
 
@@ -137,6 +140,15 @@ def with_distinct_items(groups: tuple[dict[str, np.ndarray], ...], num_items: in
   )
 
 
-def group_lengths(max_history: int) -> tuple[int, ...]:
-  """Lengths that histories are padded to: about 1/5, 2/5, 3/5 and all of max_history."""
-  return tuple(sorted({-(-max_history * n // 5) for n in (1, 2, 3, 5)}))
+def group_lengths(max_history: int, num_groups: int) -> tuple[int, ...]:
+  """Lengths that histories are padded to, increasing up to max_history.
+
+  Args:
+    num_groups: 1 to 4; four compute the least padding, and compile the longest.
+
+  Raises:
+    ValueError: another num_groups.
+  """
+  if num_groups not in _FIFTHS:
+    raise ValueError(f"length_groups must be one of {LENGTH_GROUPS}, got {num_groups}.")
+  return tuple(sorted({-(-max_history * n // 5) for n in _FIFTHS[num_groups]}))

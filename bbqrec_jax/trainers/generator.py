@@ -58,7 +58,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     dataset.items,
     *examples(dataset, config.max_history),
     batch_size=section.batch_size,
-    lengths=batches.group_lengths(config.max_history),
+    lengths=batches.group_lengths(config.max_history, section.length_groups),
     seed=config.seed,
     every_target=every_target,
   )

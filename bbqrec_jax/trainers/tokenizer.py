@@ -55,7 +55,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     dataset.items,
     *batches.windows(dataset, max_history),
     batch_size=section.batch_size,
-    lengths=batches.group_lengths(max_history),
+    lengths=batches.group_lengths(max_history, section.length_groups),
     seed=config.seed,
     every_target=True,
   )
