@@ -5,7 +5,6 @@ python -m bbqrec_jax.recommend --workdir=runs/beauty --input=histories.csv --out
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
@@ -335,26 +334,11 @@ def _recommend_table(recommender: Recommender, args) -> None:
     columns["item_id"] += result.item_ids
     columns["score"] += result.scores
     columns["title"] += result.titles
-  _write_table(args.output, columns)
+  table.write(args.output, columns)
   print(
     f"{len(columns['rank'])} recommendations for {len(results) - len(empty)} users are in "
     f"{args.output}."
   )
-
-
-def _write_table(path: str, columns: dict[str, list]) -> None:
-  temporary = f"{path}.tmp"
-  if path.endswith(".parquet"):
-    import pyarrow  # An extra, for Parquet alone; read_interactions() has checked for it.
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-  else:
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-      writer = csv.writer(file)
-      writer.writerow(columns)
-      writer.writerows(zip(*columns.values()))
-  os.replace(temporary, path)
 
 
 def _report_unknown(unknown: Sequence[str]) -> None:
@@ -380,10 +364,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--search", choices=SEARCHES, default="beam", help="exact: proven, over the whole catalogue"
   )
   args = parser.parse_args(argv)
-  if args.input and not (args.output or "").endswith((".csv", ".parquet")):
+  if args.input and not args.output:
     parser.error("--input needs --output=FILE, a .csv or .parquet file")
   compile_cache.enable()
   try:
+    if args.output:
+      table.check_writable(args.output)
     recommender = Recommender.load(args.workdir)
     if args.input:
       _recommend_table(recommender, args)

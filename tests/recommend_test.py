@@ -221,6 +221,13 @@ def test_a_bad_table_is_said_in_one_line(finished, tmp_path, capsys):
   assert not (tmp_path / "out.csv").exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_computed(finished, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(recommend.Recommender, "load", None)  # Not to be called.
+  args = (f"--input={tmp_path}/in.csv", f"--output={tmp_path}/gone/out.csv")
+  assert command(finished, *args) == 1
+  assert "there is no folder" in capsys.readouterr().err
+
+
 def write_table(path, columns: dict[str, list]) -> None:
   if path.suffix == ".parquet":
     import pyarrow

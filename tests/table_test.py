@@ -98,3 +98,18 @@ def test_other_kinds_and_unset_paths(root):
     table.read_interactions(str(root / "gone.csv"))
   with pytest.raises(UserError, match=r"data\.interactions is not set"):
     table.load(interactions=None)
+
+
+def test_a_table_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+  for path, message in {
+    tmp_path / "out.xlsx": r"out\.xlsx: unknown kind of table",
+    tmp_path / "gone" / "out.csv": r"out\.csv: there is no folder .*gone that can be written",
+  }.items():
+    with pytest.raises(UserError, match=message):
+      table.check_writable(str(path))
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  with pytest.raises(UserError, match=r"out\.parquet: Parquet needs pyarrow"):
+    table.check_writable(str(tmp_path / "out.parquet"))
+  with pytest.raises(ValueError, match="shorter"):  # Columns of unequal length.
+    table.write(str(tmp_path / "out.csv"), dict(a=[1, 2], b=[1]))
+  assert not (tmp_path / "out.csv").exists()

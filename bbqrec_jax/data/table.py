@@ -1,4 +1,4 @@
-"""Interactions and items from tables: CSV, or Parquet where pyarrow is installed."""
+"""Tables, CSV or Parquet where pyarrow is installed: interactions and items in, results out."""
 
 import csv
 import os
@@ -85,6 +85,35 @@ def read_items(path: str) -> ItemTable:
   return table.build()
 
 
+def check_writable(path: str) -> None:
+  """Raises UserError where write(path, ...) would fail: its kind, its folder, a missing pyarrow."""
+  if not path.endswith((".csv", ".parquet")):
+    raise UserError(f"{path}: unknown kind of table; give a .csv or .parquet file.")
+  if path.endswith(".parquet"):
+    _import_pyarrow(path)
+  folder = os.path.dirname(path) or "."
+  if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+    raise UserError(f"{path}: there is no folder {folder} that can be written into.")
+
+
+def write(path: str, columns: Mapping[str, Sequence]) -> None:
+  """Writes columns of one length as a .csv or .parquet file, whole or not at all.
+
+  Raises UserError where check_writable(path) does.
+  """
+  check_writable(path)
+  temporary = f"{path}.tmp"
+  if path.endswith(".parquet"):
+    pa, pq = _import_pyarrow(path)
+    pq.write_table(pa.table(dict(columns)), temporary)
+  else:
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+      writer = csv.writer(file)
+      writer.writerow(columns)
+      writer.writerows(zip(*columns.values(), strict=True))
+  os.replace(temporary, path)
+
+
 def _check_ids(path: str, number: int, **ids):
   for name, value in ids.items():
     if value is None or value == "":
@@ -145,14 +174,7 @@ def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 def _read_parquet(
   path: str, columns: list[str] | None
 ) -> tuple[list[str], Iterator[tuple[int, tuple]]]:
-  try:
-    import pyarrow as pa  # An extra, for Parquet alone.
-    import pyarrow.parquet as pq
-  except ImportError as error:
-    raise UserError(
-      f"{path}: reading Parquet needs pyarrow; install it (pip install 'bbqrec_jax[table]'), "
-      "or give a .csv file."
-    ) from error
+  pa, pq = _import_pyarrow(path)
   try:
     file = pq.ParquetFile(path)
   except (pa.ArrowInvalid, OSError) as error:
@@ -174,3 +196,16 @@ def _read_parquet(
       raise UserError(f"{path}: damaged after row {number} ({error}).") from error
 
   return have, rows()
+
+
+def _import_pyarrow(path: str):
+  """pyarrow and pyarrow.parquet, an extra, for Parquet alone."""
+  try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+  except ImportError as error:
+    raise UserError(
+      f"{path}: Parquet needs pyarrow; install it (pip install 'bbqrec_jax[table]'), "
+      "or give a .csv file."
+    ) from error
+  return pa, pq
