@@ -1,22 +1,41 @@
 """Losses: arrays in, scalars out. Each names its equation and how it is reduced.
 
 `weights` is 1.0 for a row that counts and 0.0 for padding; a mean over no rows is 0.
+
+`axis_name` is for a program of which every device runs a copy on its part of the batch (jax.pmap):
+the mapped axis, over which rows are counted and summed, so that each device has the whole batch's
+loss. None, the default, is for everything else.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+def total(x: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """The sum of all of x, of every device."""
+  x = jnp.sum(x)
+  return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def gather_rows(tree: Any, axis_name: str | None = None) -> Any:
+  """The rows of all devices, in their order: arrays [P / devices, ...] -> [P, ...]."""
+  if axis_name is None:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array, axis_name: str | None = None) -> jax.Array:
   """Mean of values over the rows whose weight is 1; both have one shape, 0 if no row counts."""
   if values.shape != weights.shape:
     raise ValueError(f"values {values.shape} and weights {weights.shape} must have one shape.")
-  return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)
+  return total(weights * values, axis_name) / jnp.maximum(total(weights, axis_name), 1.0)
 
 
 def quantization_losses(
-  residuals: jax.Array, embeds: jax.Array, weights: jax.Array
+  residuals: jax.Array, embeds: jax.Array, weights: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Codebook and commitment losses of the residual quantizer: BBQRec Eq. (9), second line.
 
@@ -34,14 +53,18 @@ def quantization_losses(
   """
 
   def reduce(error):  # [B, M, L, D] -> []
-    return weighted_mean(jnp.sum(error**2, axis=(1, 2, 3)), weights)
+    return weighted_mean(jnp.sum(error**2, axis=(1, 2, 3)), weights, axis_name)
 
   stop = jax.lax.stop_gradient
   return reduce(stop(residuals) - embeds), reduce(residuals - stop(embeds))
 
 
 def reconstruction_loss(
-  x: jax.Array, x_hat: jax.Array, present: jax.Array, weights: jax.Array
+  x: jax.Array,
+  x_hat: jax.Array,
+  present: jax.Array,
+  weights: jax.Array,
+  axis_name: str | None = None,
 ) -> jax.Array:
   """Squared error of one modality's reconstruction: a term of BBQRec Eq. (9), first line.
 
@@ -54,11 +77,16 @@ def reconstruction_loss(
   Returns:
     [] float32, squared feature units; sum over F, mean over the items that have the modality.
   """
-  return weighted_mean(jnp.sum((x - x_hat) ** 2, axis=-1), weights * present)
+  return weighted_mean(jnp.sum((x - x_hat) ** 2, axis=-1), weights * present, axis_name)
 
 
 def info_nce(
-  h: jax.Array, v: jax.Array, targets: jax.Array, item_weights: jax.Array, temperature: float
+  h: jax.Array,
+  v: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  item_weights: jax.Array,
+  temperature: float,
 ) -> jax.Array:
   """Sequence-to-item contrast over a batch's distinct items: BBQRec Eq. (12).
 
@@ -66,21 +94,23 @@ def info_nce(
   does each negative, however often an item occurs in the batch.
 
   Args:
-    h: [R, E] float32, what each history of the batch predicts.
+    h: [R, E] float32, what each history predicts: all of the batch's, or a micro-batch's.
     v: [P, E] float32, the batch's distinct items.
-    targets: [R] int32, the row of v that comes next, or -1 where nothing is predicted.
+    targets: [R] int32, the row of v that comes next; any of them, or -1, where the weight is 0.
+    weights: [R] float32, of each history in the sum: 1 over their number makes it a mean, also
+      where a batch's parts are added up.
     item_weights: [P] float32, 1.0 for an item and 0.0 for a padding row, which is no negative.
     temperature: tau, by which the cosines are divided.
 
   Returns:
-    [] float32, nats; mean over what is predicted.
+    [] float32, nats; weighted sum.
   """
   # At full float32 precision: a small temperature magnifies the rounding of the cosines.
   cosines = jnp.einsum("re,pe->rp", unit(h), unit(v), precision=jax.lax.Precision.HIGHEST)
   losses = optax.softmax_cross_entropy_with_integer_labels(
     cosines / temperature, jnp.maximum(targets, 0), where=(item_weights > 0)[None, :]
   )
-  return weighted_mean(losses, (targets >= 0).astype(losses.dtype))
+  return jnp.sum(weights * losses)
 
 
 def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) -> jax.Array:

@@ -254,9 +254,7 @@ class Recommender:
         num_items=self._num_trained,
         feature_dims={name: len(s.mean) for name, s in scalings.items()},
       )
-      template = jax.eval_shape(
-        lambda: tokenizer_trainer.init_params(model, jax.random.key(0), self._config.max_history)
-      )
+      template = jax.eval_shape(lambda: tokenizer_trainer.init_params(model, jax.random.key(0)))
       params = _restore_params(self._workdir, tokenizer_trainer.STAGE, template)
       self._tokenizer = model, params, scalings
     return self._tokenizer

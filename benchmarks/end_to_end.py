@@ -109,6 +109,7 @@ def make_batches(config, dataset: Dataset, section, examples: str, grouped: bool
     lengths=batches.group_lengths(max_history, 4) if grouped else (max_history,),
     seed=config.seed,
     every_target=examples == "windows",
+    micro_batch_size=section.micro_batch_size,
   )
 
 
@@ -117,10 +118,8 @@ def tokenizer_steps(config, dataset: Dataset, data: batches.Batches, num_steps: 
     features={name: feature.values for name, feature in dataset.features.items()},
     present={name: feature.present for name, feature in dataset.features.items()},
   )
-  epoch = batches.with_distinct_items(data.epoch(0), dataset.num_items)
-  return workload.tokenizer_steps(
-    config.tokenizer, dataset.num_items, config.max_history, inputs, epoch, num_steps
-  )
+  epoch = data.epoch_with_distinct_items(0, dataset.num_items)
+  return workload.tokenizer_steps(config.tokenizer, dataset.num_items, inputs, epoch, num_steps)
 
 
 def generator_steps(config, dataset: Dataset, data: batches.Batches, num_steps: int, causal: bool):
@@ -142,9 +141,7 @@ def generator_steps(config, dataset: Dataset, data: batches.Batches, num_steps: 
     model = model.clone(encoder="causal")
   catalogue = workload.make_catalogue(shape)
   params = workload.init_params(model, catalogue, config.max_history)
-  return workload.generator_steps(
-    model, params, catalogue, data.epoch(0), num_steps, section.micro_batch_size
-  )
+  return workload.generator_steps(model, params, catalogue, data.epoch(0), num_steps)
 
 
 def padded_items(groups: tuple[dict[str, np.ndarray], ...]) -> dict[str, int]:

@@ -24,7 +24,6 @@ import numpy as np
 import workload
 
 from bbqrec_jax import compile_cache, run_record
-from bbqrec_jax.data import batches
 from bbqrec_jax.decoding import generate, trie
 
 # The processes of the cases share the device with this one.
@@ -92,14 +91,13 @@ def tokenizer_step(shape: workload.Shape, batch_size: int) -> Callable[[], Any]:
     },
     present={name: np.ones(shape.num_items, bool) for name in FEATURE_DIMS},
   )
-  history = rng.integers(0, shape.num_items, (1, batch_size, shape.max_history), np.int32)
-  groups = (dict(history=history, targets=np.roll(history, -1, axis=-1)),)
+  history = rng.integers(0, shape.num_items, (batch_size, shape.max_history), np.int32)
+  data = workload.make_batches(history, shape.max_history, batch_size, micro_batch_size=0)
   return workload.tokenizer_steps(
     workload.load_config("beauty").tokenizer,
     shape.num_items,
-    shape.max_history,
     inputs,
-    batches.with_distinct_items(groups, shape.num_items),
+    data.epoch_with_distinct_items(0, shape.num_items),
     num_steps=1,
   )
 
@@ -108,7 +106,7 @@ def generator_step(shape: workload.Shape, batch_size: int) -> Callable[[], Any]:
   model = workload.make_model(shape, similarity=True, dropout_rate=0.1)
   catalogue = workload.make_catalogue(shape)
   histories = workload.make_histories(shape, batch_size)
-  groups = (dict(history=histories[None], targets=np.abs(histories[None, :, :1])),)
+  groups = workload.make_batches(histories, num_targets=1, batch_size=batch_size).epoch(0)
   params = workload.init_params(model, catalogue, shape.max_history)
   return workload.generator_steps(model, params, catalogue, groups, num_steps=1)
 

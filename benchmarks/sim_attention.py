@@ -98,9 +98,8 @@ def train_steps(
   model = workload.make_model(shape, similarity=similarity, dropout_rate=DROPOUT_RATE)
   catalogue = workload.make_catalogue(shape)
   params = workload.init_params(model, catalogue, shape.max_history)
-  histories = workload.make_histories(shape, batch_size)
-  batch = dict(history=histories, targets=np.maximum(histories[:, :1], 0))
-  groups = ({name: np.repeat(x[None], num_steps, axis=0) for name, x in batch.items()},)
+  histories = workload.make_histories(shape, batch_size * num_steps)
+  groups = workload.make_batches(histories, num_targets=1, batch_size=batch_size).epoch(0)
   return workload.generator_steps(model, params, catalogue, groups, num_steps)
 
 

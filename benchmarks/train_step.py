@@ -62,8 +62,8 @@ def measure(
   catalogue = workload.make_catalogue(shape)
   histories = workload.make_histories(shape, batch_size)
   targets = np.random.default_rng(2).integers(0, shape.num_items, (batch_size, 1), np.int32)
-  repeat = lambda x: np.repeat(x[None], num_steps, axis=0)
-  groups = (dict(history=repeat(histories), targets=repeat(targets)),)
+  repeated = np.tile(histories, (num_steps, 1))
+  groups = workload.make_batches(repeated, num_targets=1, batch_size=batch_size).epoch(0)
 
   def ours(similarity):
     model = workload.make_model(shape, similarity=similarity, dropout_rate=dropout_rate)

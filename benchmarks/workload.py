@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from bbqrec_jax import loop, optim, train_state
+from bbqrec_jax.data import batches
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.models import generator
 from bbqrec_jax.trainers import generator as generator_trainer
@@ -95,6 +96,32 @@ def make_histories(shape: Shape, num_users: int, seed: int = 1) -> np.ndarray:
   return np.where(np.arange(shape.max_history) < lengths, items, -1).astype(np.int32)
 
 
+def make_batches(
+  histories: np.ndarray,
+  num_targets: int,
+  batch_size: int,
+  micro_batch_size: int = MICRO_BATCH_SIZE,
+) -> batches.Batches:
+  """Histories [E, T], -1 behind the end, as Batches of the generator, all padded to T.
+
+  Args:
+    num_targets: T for a target behind every item, 1 for one behind the last.
+  """
+  lengths = (histories >= 0).sum(axis=1)
+  starts = np.arange(len(histories)) * (histories.shape[1] + 1)
+  items = np.pad(histories, ((0, 0), (0, 1)), constant_values=0)
+  return batches.Batches(
+    np.maximum(items, 0).reshape(-1),
+    starts,
+    starts + lengths,
+    batch_size=batch_size,
+    lengths=(histories.shape[1],),
+    seed=0,
+    every_target=num_targets > 1,
+    micro_batch_size=micro_batch_size,
+  )
+
+
 def init_params(model: generator.Model, catalogue: generate.Catalogue, max_history: int):
   """Random parameters of a generator."""
   return generator_trainer.init_params(model, _init_key(), catalogue, max_history)
@@ -111,7 +138,6 @@ def generator_steps(
   catalogue: generate.Catalogue,
   groups: tuple[dict[str, np.ndarray], ...],
   num_steps: int,
-  micro_batch_size: int = MICRO_BATCH_SIZE,
 ) -> Callable[[], Any]:
   """Training of the generator: each call takes num_steps steps of an epoch and waits for them.
 
@@ -123,24 +149,24 @@ def generator_steps(
   train_step = train_state.make_train_step(
     functools.partial(generator_trainer.loss_fn, model),
     tx,
-    split_fn=functools.partial(generator_trainer.micro_batches, micro_batch_size=micro_batch_size),
+    split_fn=generator_trainer.with_weights,
   )
   return _steps(train_step, train_state.create(params, tx), groups, catalogue, num_steps)
 
 
 def tokenizer_steps(
-  section, num_items: int, max_history: int, inputs: dict, epoch: dict, num_steps: int
+  section, num_items: int, inputs: dict, epoch: dict, num_steps: int
 ) -> Callable[[], Any]:
   """The same of the tokenizer, its codebooks random.
 
   Args:
     section: a config's `tokenizer`.
     inputs: {"features": modality -> [I, F] float32, "present": modality -> [I] bool}.
-    epoch: as batches.with_distinct_items() gives it.
+    epoch: as batches.Batches.epoch_with_distinct_items() gives it.
   """
   dims = {name: x.shape[1] for name, x in inputs["features"].items()}
   model = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=dims)
-  params = tokenizer_trainer.init_params(model, _init_key(), max_history)
+  params = tokenizer_trainer.init_params(model, _init_key())
   scales = {name: section.club_lr_scale for name in params if name.startswith("club_")}
   tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
   terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")

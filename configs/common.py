@@ -132,6 +132,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     ),
     batch_size=256,
     length_groups=4,  # Of histories in a batch; fewer compile faster and compute more padding.
+    micro_batch_size=0,  # As the generator's below; what is held again is computed twice.
     num_epochs=200,
     eval_epochs=1,
     eval_batch_size=512,

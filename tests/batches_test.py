@@ -32,7 +32,7 @@ def _dataset(lengths):
   )
 
 
-def _batches(dataset, every_target, max_history=7, batch_size=5, seed=0):
+def _batches(dataset, every_target, max_history=7, batch_size=5, seed=0, **layout):
   slices = batches.windows if every_target else batches.prefixes
   return batches.Batches(
     dataset.items,
@@ -41,12 +41,14 @@ def _batches(dataset, every_target, max_history=7, batch_size=5, seed=0):
     lengths=batches.group_lengths(max_history, 4),
     seed=seed,
     every_target=every_target,
+    **layout,
   )
 
 
 def _rows(groups, step):
   """(history, targets) of every row of a step that is no padding, as tuples without theirs."""
-  pairs = [pair for g in groups for pair in zip(g["history"][step], g["targets"][step])]
+  flat = lambda x: x.reshape(-1, x.shape[-1])  # Micro-batch after micro-batch.
+  pairs = [pair for g in groups for pair in zip(flat(g["history"][step]), flat(g["targets"][step]))]
   strip = lambda row: tuple(row[row >= 0].tolist())
   return [(strip(history), strip(targets)) for history, targets in pairs if history[0] >= 0]
 
@@ -59,12 +61,15 @@ def _rows(groups, step):
   batch_size=st.integers(1, 11),
   seed=st.integers(0, 3),
   epoch=st.integers(0, 2),
+  micro_batch_size=st.integers(0, 4),
+  row_multiple=st.integers(1, 4),
 )
 def test_an_epoch_is_every_training_example_once(
-  every_target, lengths, max_history, batch_size, seed, epoch
+  every_target, lengths, max_history, batch_size, seed, epoch, micro_batch_size, row_multiple
 ):
   dataset = _dataset(lengths)
-  data = _batches(dataset, every_target, max_history, batch_size, seed)
+  layout = dict(micro_batch_size=micro_batch_size, row_multiple=row_multiple)
+  data = _batches(dataset, every_target, max_history, batch_size, seed, **layout)
   groups = data.epoch(epoch)
   rows = [row for step in range(data.steps_per_epoch) for row in _rows(groups, step)]
   sequences = [dataset.sequence(u).tolist() for u in range(dataset.num_users)]
@@ -81,9 +86,10 @@ def test_rows_stand_in_the_group_of_their_length_from_the_left(every_target):
   data = _batches(_dataset(LENGTHS), every_target)
   lengths, smaller, partial = batches.group_lengths(7, 4), 0, 0
   groups = data.epoch(0)
-  assert [group["history"].shape[2] for group in groups] == list(lengths)
+  assert [group["history"].shape[3] for group in groups] == list(lengths)
   for length, group in zip(lengths, groups):
-    history, targets = group["history"], group["targets"]
+    chex.assert_axis_dimension(group["history"], 1, 1)  # One micro-batch.
+    history, targets = group["history"][:, 0], group["targets"][:, 0]
     chex.assert_type([history, targets], np.int32)
     chex.assert_shape(targets, (*history.shape[:2], length if every_target else 1))
     assert len(history) == data.steps_per_epoch
@@ -111,9 +117,9 @@ def test_every_batch_has_its_share_of_every_group(lengths, batch_size):
   steps = data.steps_per_epoch
   assert (steps - 1) * batch_size < data.num_examples <= steps * batch_size
   for group in data.epoch(0):
-    per_step = (group["history"][:, :, 0] >= 0).sum(axis=1)
+    per_step = (group["history"][:, 0, :, 0] >= 0).sum(axis=1)
     assert per_step.max() - per_step.min() <= 1
-    assert group["history"].shape[1] == -(-per_step.sum() // steps)  # No row more than it takes.
+    assert group["history"].shape[2] == -(-per_step.sum() // steps)  # No row more than it takes.
 
 
 def test_an_epoch_depends_on_its_number_and_the_seed_alone():
@@ -133,7 +139,7 @@ def test_an_epoch_depends_on_its_number_and_the_seed_alone():
 
 def test_which_steps_are_short_changes_with_the_epoch():
   data = _batches(_dataset([9] * 7), False, max_history=1, batch_size=10)  # 42 examples, 5 steps.
-  short = [tuple(np.flatnonzero(data.epoch(e)[0]["history"][:, -1, 0] < 0)) for e in range(9)]
+  short = [tuple(np.flatnonzero(data.epoch(e)[0]["history"][:, 0, -1, 0] < 0)) for e in range(9)]
   assert {len(steps) for steps in short} == {3} and len(set(short)) > 1
 
 
@@ -158,31 +164,77 @@ def test_group_lengths_increase_up_to_max_history():
     batches.group_lengths(20, 5)
 
 
-@pytest.mark.parametrize(("num_items", "size"), [(2000, 1024), (700, 700), (100_000, 1024)])
-def test_distinct_items_and_indices_into_them(num_items, size):
+def test_micro_batches_hold_the_rows_in_order_wherever_they_are_padded():
+  dataset = _dataset([9] * 40)  # 240 examples, 6 of each length.
+  whole = _batches(dataset, False, batch_size=60).epoch(0)
+  for micro_batch_size, row_multiple in itertools.product((1, 4, 7, 60), (1, 2, 8)):
+    layout = dict(micro_batch_size=micro_batch_size, row_multiple=row_multiple)
+    plain = _batches(dataset, False, batch_size=60, micro_batch_size=micro_batch_size).epoch(0)
+    padded = _batches(dataset, False, batch_size=60, **layout).epoch(0)
+    for one, few, more in zip(whole, plain, padded, strict=True):
+      _, num_micro, size, _ = few["history"].shape
+      assert size <= micro_batch_size and num_micro * size < one["history"].shape[2] + num_micro
+      assert more["history"].shape[2] == -(-size // row_multiple) * row_multiple
+      for name, x in more.items():
+        np.testing.assert_array_equal(x[:, :, :size], few[name])  # Whatever the row_multiple.
+        assert (x[:, :, size:] == -1).all()
+        flat = few[name].reshape(len(x), -1, x.shape[-1])
+        np.testing.assert_array_equal(flat[:, : one[name].shape[2]], one[name][:, 0])
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_shares_put_side_by_side_are_the_whole(distinct):
+  dataset = _dataset(LENGTHS)
+
+  def epoch(share):
+    layout = dict(micro_batch_size=4, row_multiple=6, share=share)
+    data = _batches(dataset, True, batch_size=9, **layout)
+    return data.epoch_with_distinct_items(1, dataset.num_items) if distinct else data.epoch(1)
+
+  parts = [epoch((index, 3)) for index in range(3)]
+  together = jax.tree.map(lambda *x: np.concatenate(x, axis=2), *parts)
+  chex.assert_trees_all_equal(together, epoch((0, 1)))
+  with pytest.raises(ValueError, match="4 parts do not divide 6 rows"):
+    epoch((0, 4))
+
+
+@pytest.mark.parametrize(
+  ("num_items", "row_multiple", "size"),
+  [(2000, 1, 1024), (700, 8, 704), (100_000, 2, 1024), (700, 6, 708)],
+)
+def test_distinct_items_and_indices_into_them(num_items, row_multiple, size):
   rng = np.random.default_rng(0)
   few = rng.permutation(num_items)[:601].astype(np.int32)
-  shapes = (
-    dict(history=(2, 31, 37), targets=(2, 31, 37)),
-    dict(history=(2, 3, 5), targets=(2, 3, 1)),
+  items = np.concatenate([few, rng.choice(few, 5399)])
+  lengths = rng.integers(1, 37, 1000)
+  starts = rng.integers(0, len(items) - 37, 1000)
+  starts[:37], lengths[:37] = np.arange(37) * 36, 36  # Every item is there.
+  data = batches.Batches(
+    items,
+    starts,
+    starts + lengths,
+    batch_size=500,
+    lengths=(11, 37),
+    seed=0,
+    every_target=True,
+    micro_batch_size=70,
+    row_multiple=row_multiple,
   )
-  groups = tuple({name: rng.choice(few, shape) for name, shape in g.items()} for g in shapes)
-  groups[0]["history"][:, :, 29:] = groups[0]["targets"][:, 5:, 11:] = -1
-  groups[0]["history"][1, 1:] = groups[0]["targets"][1, 1:] = -1  # A step with few items.
-  out = batches.with_distinct_items(groups, num_items)
-  chex.assert_shape(out["items"], (2, size))
+  given_groups = data.epoch(3)
+  out = data.epoch_with_distinct_items(3, num_items)
+  chex.assert_shape(out["items"], (2, 1, size))
   chex.assert_type(jax.tree.leaves(out), np.int32)
-  for step, items in enumerate(out["items"]):
-    used = {item for g in groups for x in g.values() for item in x[step].ravel().tolist()} - {-1}
+  for step, items in enumerate(out["items"][:, 0]):
+    used = {x for g in given_groups for array in g.values() for x in array[step].ravel().tolist()}
+    used -= {-1}
     assert items[: len(used)].tolist() == sorted(used)
     assert (items[len(used) :] == -1).all()  # Behind the items, padding only.
-    for given_group, group in zip(groups, out["groups"], strict=True):
+    for given_group, group in zip(given_groups, out["groups"], strict=True):
       for name, index in group.items():
         rebuilt = np.where(index[step] >= 0, items[index[step]], -1)
         np.testing.assert_array_equal(rebuilt, given_group[name][step])
 
 
-def test_batches_of_all_items_need_no_padding():
-  groups = (dict(history=np.arange(5)[None, None], targets=np.array([[[5, 6]]])),)
-  out = batches.with_distinct_items(groups, 7)
-  assert out["items"].tolist() == [list(range(7))]
+def test_few_items_need_little_padding():
+  assert [batches.distinct_size(n, 70, 1) for n in (1, 70)] == [128, 128]
+  assert [batches.distinct_size(n, 10_000, 1) for n in (1, 512, 513)] == [512, 512, 1024]

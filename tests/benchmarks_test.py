@@ -125,9 +125,9 @@ def test_steps_of_the_workload_train(load):
   model = workload.make_model(workload.QUICK, similarity=False, dropout_rate=0.0)
   catalogue = workload.make_catalogue(workload.QUICK)
   params = workload.init_params(model, catalogue, workload.QUICK.max_history)
-  history = workload.make_histories(workload.QUICK, 2 * 3).reshape(2, 3, -1)
-  assert history.max() < workload.QUICK.num_items and (history[:, :, 0] >= 0).all()
-  groups = (dict(history=history, targets=history[:, :, :1]),)
+  history = workload.make_histories(workload.QUICK, 2 * 3)
+  assert history.max() < workload.QUICK.num_items and (history[:, 0] >= 0).all()
+  groups = workload.make_batches(history, num_targets=1, batch_size=3).epoch(0)
   take_steps = workload.generator_steps(model, params, catalogue, groups, num_steps=2)
   losses = [np.asarray(take_steps()["loss"])[:2] for _ in range(20)]
   chance = 9 * np.log(workload.QUICK.codebook_size)  # Three levels of three signals.

@@ -78,7 +78,7 @@ def encode(config, dataset, workdir: pathlib.Path):
     num_items=dataset.num_items,
     feature_dims={name: x.shape[1] for name, x in features.items()},
   )
-  template = tokenizer.init_params(model, jax.random.key(0), config.max_history)
+  template = tokenizer.init_params(model, jax.random.key(0))
   with checkpoint.Checkpointer(workdir / "checkpoints" / tokenizer.STAGE) as checkpointer:
     params = checkpointer.restore_best(dict(params=template)).state["params"]
   items = jnp.arange(dataset.num_items, dtype=jnp.int32)

@@ -57,15 +57,19 @@ class InfoNceTest(chex.TestCase):
     self.targets = jnp.where(targets == 3, 4, targets)
     self.item_weights = jnp.ones(P).at[3].set(0.0)
 
+    self.weights = (self.targets >= 0) / jnp.sum(self.targets >= 0)
+
   @chex.variants(with_jit=True, without_jit=True)
   def test_equals_the_sum_over_distinct_items(self):
-    value = self.variant(losses.info_nce)(self.h, self.v, self.targets, self.item_weights, 0.1)
+    value = self.variant(losses.info_nce)(
+      self.h, self.v, self.targets, self.weights, self.item_weights, 0.1
+    )
     args = map(np.asarray, (self.h, self.v, self.targets, self.item_weights))
     np.testing.assert_allclose(value, reference.info_nce(*args, 0.1), rtol=1e-5)
 
   def test_padding_changes_nothing_and_gets_no_gradient(self):
     def loss(h, v):
-      return losses.info_nce(h, v, self.targets, self.item_weights, 0.1)
+      return losses.info_nce(h, v, self.targets, self.weights, self.item_weights, 0.1)
 
     value, (grad_h, grad_v) = jax.value_and_grad(loss, argnums=(0, 1))(self.h, self.v)
     # Zeros as a padded sequence gives them: a plain norm's gradient would be NaN there.
@@ -75,8 +79,20 @@ class InfoNceTest(chex.TestCase):
     chex.assert_trees_all_equal((padded_h[5:8], padded_v[3]), (jnp.zeros((3, D)), jnp.zeros(D)))
 
   def test_no_item_and_no_target_give_zero(self):
-    none = losses.info_nce(self.h, self.v, jnp.full(R, -1), jnp.zeros(P), 0.1)
+    none = losses.info_nce(self.h, self.v, jnp.full(R, -1), jnp.zeros(R), jnp.zeros(P), 0.1)
     assert none == 0.0
+
+
+def _mean(values, weights):
+  return losses.weighted_mean(values, weights, "devices")
+
+
+def test_a_mean_over_devices_is_the_mean_of_all_rows():
+  values, weights = normal(3, 4, B), jnp.arange(4 * B).reshape(4, B) % 3 < 2
+  means = jax.vmap(_mean, axis_name="devices")(values, weights.astype(jnp.float32))
+  np.testing.assert_allclose(means, np.full(4, np.mean(np.asarray(values)[weights])), rtol=1e-5)
+  rows = jax.vmap(lambda x: losses.gather_rows(x, "devices"), axis_name="devices")(values)
+  np.testing.assert_array_equal(rows, np.tile(values.reshape(-1), (4, 1)))
 
 
 def test_semantic_id_loss_is_the_log_probability_of_the_codes():

@@ -13,6 +13,7 @@ from bbqrec_jax.models import tokenizer
 
 NUM_ITEMS, P, B, T, D, L, N = 17, 5, 2, 4, 6, 3, 7
 FEATURE_DIMS = {"text": 11, "image": 3}
+POSITIONS = (jnp.array([[0, 3, 0, 2], [1, 2, -1, -1]]), jnp.array([[2], [0], [1]]))
 
 
 @functools.cache
@@ -37,22 +38,23 @@ def build(**kwargs):
       m: jax.random.normal(jax.random.key(i), (P, f)) for i, (m, f) in enumerate(dims.items())
     },
     present={m: jnp.arange(P) != 1 + i for i, m in enumerate(dims)},
-    positions=(jnp.array([[0, 3, 0, 2], [1, 2, -1, -1]]), jnp.array([[2], [0], [1]])),
   )
-  variables = model.init(jax.random.key(9), **batch, deterministic=True)
+  variables = model.init(jax.random.key(9), **batch)
   return model, variables, batch
 
 
 def total_loss(model, params, batch):
   """Every loss of stage one, equally weighted."""
-  out = model.apply({"params": params}, **batch, deterministic=True)
+  out = model.apply({"params": params}, **batch)
   weights = (batch["items"] >= 0).astype(jnp.float32)
   total = sum(losses.quantization_losses(out.quantized.residuals, out.quantized.embeds, weights))
   for m, x_hat in out.reconstructions.items():
     total += losses.reconstruction_loss(batch["features"][m], x_hat, batch["present"][m], weights)
-  for h, positions in zip(out.h, batch["positions"]):
-    targets = jnp.pad(positions[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-    total += losses.info_nce(h.reshape(-1, h.shape[-1]), out.v, targets.reshape(-1), weights, 0.1)
+  for positions in POSITIONS:
+    h = model.apply({"params": params}, out.v, positions, True, method="represent")
+    targets = jnp.pad(positions[:, 1:], ((0, 0), (0, 1)), constant_values=-1).reshape(-1)
+    h = h.reshape(-1, h.shape[-1])
+    total += losses.info_nce(h, out.v, targets, targets >= 0, weights, 0.1)
   return total + sum(sum(information) for information in out.mutual_information.values())
 
 
@@ -61,11 +63,13 @@ class ModelTest(chex.TestCase):
   def test_shapes_and_signals(self):
     model, variables, batch = default()
     assert model.signals == ("id", "text", "image")
-    out = self.variant(lambda v: model.apply(v, **batch, deterministic=True))(variables)
+    out = self.variant(lambda v: model.apply(v, **batch))(variables)
+    represent = lambda *args: model.apply(*args, True, method="represent")
     chex.assert_shape(out.latents.behavior, (P, 3, D))
     chex.assert_shape(list(out.latents.specific.values()), (P, D))
     chex.assert_shape(out.quantized.codes, (P, L, 3))
-    chex.assert_shape((out.v, *out.h), ((P, 3 * D), (B, T, 3 * D), (3, 1, 3 * D)))
+    h = [self.variant(represent)(variables, out.v, positions) for positions in POSITIONS]
+    chex.assert_shape((out.v, *h), ((P, 3 * D), (B, T, 3 * D), (3, 1, 3 * D)))
     assert {m: x.shape for m, x in out.reconstructions.items()} == {
       "text": (P, 11),
       "image": (P, 3),
@@ -124,7 +128,7 @@ class ModelTest(chex.TestCase):
 
   def test_mutual_information_counts_present_items_only(self):
     model, variables, batch = default()
-    out = model.apply(variables, **batch, deterministic=True)
+    out = model.apply(variables, **batch)
     rows = jnp.array([0, 2, 3])  # With text.
     latents = tokenizer.Latents(
       out.latents.behavior[rows], {"text": out.latents.specific["text"][rows]}
@@ -134,12 +138,12 @@ class ModelTest(chex.TestCase):
 
   def test_normalised_latents_have_unit_length_and_no_mean(self):
     model, variables, batch = default()
-    latents = model.apply(variables, **batch, deterministic=True).latents
+    latents = model.apply(variables, **batch).latents
     for z in (latents.behavior, *latents.specific.values()):
       np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
       np.testing.assert_allclose(jnp.mean(z, axis=-1), 0.0, atol=1e-6)
     model, variables, batch = build(normalize_latents=False)
-    latents = model.apply(variables, **batch, deterministic=True).latents
+    latents = model.apply(variables, **batch).latents
     embedding = variables["params"]["id_embedding"]
     chex.assert_trees_all_equal(latents.behavior[:4, 0], embedding[batch["items"][:4]])
 
@@ -157,7 +161,7 @@ class ModelTest(chex.TestCase):
 
   def test_lookup_gives_v_of_which_sequences_and_reconstructions_are_made(self):
     model, variables, batch = default()
-    out = model.apply(variables, **batch, deterministic=True)
+    out = model.apply(variables, **batch)
     v = model.apply(variables, out.quantized.codes, method="lookup")
     chex.assert_trees_all_equal(v, out.v)
     rebuilt = model.apply(variables, v.reshape(P, 3, D), out.latents.specific, method="reconstruct")
@@ -166,7 +170,8 @@ class ModelTest(chex.TestCase):
     codes = np.asarray(out.quantized.codes)[3]  # [L, M]
     rows = [sum(codebooks[l, codes[l, m]] for l in range(L)) for m in range(3)]
     np.testing.assert_allclose(v[3], np.concatenate(rows), atol=1e-6)
-    for positions, expected in zip(batch["positions"], out.h):
+    for positions in POSITIONS:
+      expected = model.apply(variables, out.v, positions, True, method="represent")
       h = model.apply(variables, v[positions], positions, True, method="represent_sequence")
       kept = positions >= 0
       chex.assert_trees_all_close(h[kept], expected[kept], atol=1e-6)

@@ -7,7 +7,8 @@ from bbqrec_jax.data.dataset import HELD_OUT, Dataset
 # The fifths of max_history that groups of histories are padded to; short ones are the most.
 _FIFTHS = {1: (5,), 2: (2, 5), 3: (1, 2, 5), 4: (1, 2, 3, 5)}
 LENGTH_GROUPS = tuple(_FIFTHS)
-DISTINCT_MULTIPLE = 512  # Distinct items are padded up to this, so that few shapes are compiled.
+_DISTINCT_MULTIPLE = 512  # What the number of a batch's distinct items is padded up to,
+_FEW_ITEMS_MULTIPLE = 64  # unless the whole catalogue has fewer. Both suit most device counts.
 
 
 def prefixes(dataset: Dataset, max_history: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +45,9 @@ class Batches:
   Examples are put into groups by length, so that little padding is computed, and EVERY batch holds
   the same share of every group: all batches have the same shapes, and each is a fair sample of
   short and long histories. The model sees each example exactly once an epoch.
+
+  Where an example stands in its batch depends on nothing but epoch and seed: neither on how many
+  devices rows are padded for, nor on how many processes share them.
   """
 
   def __init__(
@@ -56,6 +60,9 @@ class Batches:
     lengths: tuple[int, ...],
     seed: int,
     every_target: bool,
+    micro_batch_size: int = 0,
+    row_multiple: int = 1,
+    share: tuple[int, int] = (0, 1),
   ):
     """items [X] int32; starts, ends [E]: examples as prefixes() or windows() give them.
 
@@ -63,16 +70,24 @@ class Batches:
       batch_size: examples of a batch at most, on average over an epoch.
       lengths: increasing, what the histories of each group are padded to; the last one holds the
         longest example.
-      every_target: True: targets [R, T], the item after each item; False: [R, 1], the item after
-        the history.
+      every_target: True: targets [n, R, T], the item after each item; False: [n, R, 1], the item
+        after the history.
+      micro_batch_size: the most rows of a micro-batch; 0: a group is one.
+      row_multiple: rows of a micro-batch are padded up to a multiple of this, the number of devices
+        that share them.
+      share: (index, count): of every micro-batch, only this one of `count` equal parts of its rows.
+        count divides row_multiple.
     """
     if not len(starts):
       raise ValueError("There are no training examples.")
     longest = (ends - starts).max()
     if longest > lengths[-1]:
       raise ValueError(f"An example of {longest} items exceeds the lengths {lengths}.")
+    if row_multiple % share[1]:
+      raise ValueError(f"{share[1]} parts do not divide {row_multiple} rows.")
     self._items, self._starts, self._ends = items, starts, ends
     self._seed, self._every_target = seed, every_target
+    self._micro_batch_size, self._row_multiple, self._share = micro_batch_size, row_multiple, share
     group = np.searchsorted(lengths, ends - starts)
     self._groups = [
       (length, np.flatnonzero(group == g)) for g, length in enumerate(lengths) if np.any(group == g)
@@ -84,21 +99,63 @@ class Batches:
     """The batches of an epoch, each array with the steps as its leading axis.
 
     Returns:
-      For each group history [steps, R, T] int32 and targets [steps, R, T] or [steps, R, 1] int32;
-      -1 is padding. T is the group's length, R its share of a batch: padding rows, of which a step
-      has at most one per group, come last.
+      For each group history [steps, n, R, T] and targets [steps, n, R, T] or [steps, n, R, 1]
+      int32, n micro-batches of R rows each; -1 is padding. T is the group's length. Padding rows
+      come last.
     """
+    return tuple(
+      self._gather(_part(rows, self._share), length) for rows, length in self._plan(epoch)
+    )
+
+  def epoch_with_distinct_items(self, epoch: int, num_items: int) -> dict:
+    """The same, with each batch's distinct items, and where each item stands among them.
+
+    Args:
+      num_items: I, of the catalogue.
+
+    Returns:
+      items [steps, 1, P] int32: each step's distinct items, ascending, padded with -1; P is as
+        distinct_size() has it. Of them, too, this is the share of one process.
+      groups: as epoch() gives them, with history and targets as indices into all P of the step's
+        items, -1 at padding.
+    """
+    plan = self._plan(epoch)
+    distinct, groups = [], [dict(history=[], targets=[]) for _ in plan]
+    for step in range(self.steps_per_epoch):  # One at a time is held whole, the rest as a share.
+      whole = [self._gather(rows[step], length) for rows, length in plan]
+      found = np.unique(np.concatenate([x.ravel() for group in whole for x in group.values()]))
+      distinct.append(found[found >= 0])
+      for group, gathered in zip(whole, groups):
+        for name, x in group.items():
+          own = _part(x, self._share, axis=1)
+          gathered[name].append(np.where(own >= 0, np.searchsorted(distinct[-1], own), -1))
+    size = distinct_size(max(map(len, distinct)), num_items, self._row_multiple)
+    items = np.full((self.steps_per_epoch, 1, size), -1, np.int32)
+    for row, found in zip(items, distinct):
+      row[0, : len(found)] = found
+    stack = lambda arrays: np.stack(arrays).astype(np.int32)
+    return dict(
+      items=_part(items, self._share),
+      groups=tuple({name: stack(x) for name, x in group.items()} for group in groups),
+    )
+
+  def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+    """For each group which example stands where, [steps, n, R], -1 at padding; and its length."""
     rng = np.random.default_rng((self._seed, epoch))
-    return tuple(self._gather(self._deal(rng, rows), length) for length, rows in self._groups)
+    return [(self._deal(rng, rows), length) for length, rows in self._groups]
 
   def _deal(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-    """Shuffles a group's examples into hands for all steps: [steps, R], -1 behind the end."""
+    """Shuffles a group's examples into hands for all steps: [steps, n, R], -1 behind the end."""
     steps = self.steps_per_epoch
     per_step = -(-len(rows) // steps)
     dealt = np.full(steps * per_step, -1)
     dealt[: len(rows)] = rng.permutation(rows)
     # One round after the other, so that no step is short of two; which are short is shuffled too.
-    return dealt.reshape(per_step, steps).T[rng.permutation(steps)]
+    dealt = dealt.reshape(per_step, steps).T[rng.permutation(steps)]
+    num_micro = -(-per_step // (self._micro_batch_size or per_step))
+    size = -(-per_step // num_micro)
+    dealt = _pad(dealt, num_micro * size).reshape(steps, num_micro, size)
+    return _pad(dealt, _round_up(size, self._row_multiple))
 
   def _gather(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
     starts, ends = self._starts[rows], np.where(rows >= 0, self._ends[rows], 0)
@@ -113,31 +170,26 @@ class Batches:
     return dict(history=take(position, inside), targets=targets)
 
 
-def with_distinct_items(groups: tuple[dict[str, np.ndarray], ...], num_items: int) -> dict:
-  """Finds the distinct items of every batch of an epoch, and where each item stands among them.
+def distinct_size(num_distinct: int, num_items: int, row_multiple: int) -> int:
+  """P, what a batch's distinct items are padded up to: few sizes, so that few are compiled."""
+  padded = _round_up(num_distinct, _DISTINCT_MULTIPLE)
+  return _round_up(min(padded, _round_up(num_items, _FEW_ITEMS_MULTIPLE)), row_multiple)
 
-  Returns:
-    items [steps, P] int32: each step's distinct items, ascending, padded with -1. P is a multiple
-    of DISTINCT_MULTIPLE, or num_items where that is less.
-    groups: as given, with history and targets as indices into the step's items, -1 at padding.
-  """
-  num_steps = len(groups[0]["history"])
-  arrays = [group[name] for group in groups for name in ("history", "targets")]
-  every = np.concatenate([array.reshape(num_steps, -1) for array in arrays], axis=1)
-  distinct = [np.unique(row[row >= 0]) for row in every]
-  size = -(-max(map(len, distinct)) // DISTINCT_MULTIPLE) * DISTINCT_MULTIPLE
-  items = np.full((num_steps, min(size, num_items)), -1, np.int32)
-  for row, found in zip(items, distinct):
-    row[: len(found)] = found
 
-  def index(array):  # [steps, R, T]
-    found = [np.searchsorted(items_of, x) for items_of, x in zip(distinct, array)]
-    return np.where(array >= 0, np.stack(found), -1).astype(np.int32)
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+  """The last axis filled up with -1."""
+  fill = [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]
+  return np.pad(x, fill, constant_values=-1)
 
-  return dict(
-    items=items,
-    groups=tuple({name: index(array) for name, array in group.items()} for group in groups),
-  )
+
+def _part(x: np.ndarray, share: tuple[int, int], axis: int = -1) -> np.ndarray:
+  """One of so many equal parts of an axis."""
+  index, count = share
+  return np.split(x, count, axis=axis)[index]
+
+
+def _round_up(x: int, multiple: int) -> int:
+  return -(-x // multiple) * multiple
 
 
 def group_lengths(max_history: int, num_groups: int) -> tuple[int, ...]:

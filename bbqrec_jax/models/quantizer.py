@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bbqrec_jax.models import layers
+
 
 class Quantized(NamedTuple):
   codes: jax.Array  # [B, L, M] int32 in [0, N): the items' semantic IDs.
@@ -207,8 +209,9 @@ def revive(
   valid = _group(weights > 0, groups)  # [G, R]
 
   def revive_level(key, codebook, idle, residuals, valid):  # [N, D], [N], [R, D], [R]
-    draws = jnp.where(valid, jax.random.uniform(key, valid.shape), 2.0)
-    order = jnp.argsort(draws)  # [R], valid rows first, in random order.
+    # Hashed, since a generator of random bits may give others where devices share the rows.
+    draws = layers.hashed_bits(jax.random.bits(key, (2,), jnp.uint32), valid.shape)
+    order = jnp.lexsort((draws, ~valid))  # [R], valid rows first, in random order.
     num_valid = jnp.sum(valid)
     dead = (idle >= patience) & (num_valid > 0)  # [N]
     turn = (jnp.cumsum(dead) - 1) % jnp.maximum(num_valid, 1)  # The k-th dead code takes row k.

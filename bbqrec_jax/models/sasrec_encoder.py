@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from bbqrec_jax.models import layers
+
 
 class Encoder(nn.Module):
   """A causal transformer over item vectors.
@@ -38,7 +40,7 @@ class Encoder(nn.Module):
       raise ValueError(
         f"v {v.shape} and items {items.shape} must agree in [B, T], T <= {self.max_history}."
       )
-    dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    dropout = lambda x: layers.Dropout(self.dropout_rate)(x, deterministic)
     positions = self.param(
       "positions", nn.initializers.normal(0.01), (self.max_history, self.width)
     )

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bbqrec_jax.models import layers
+
 
 class Encoder(nn.Module):
   """A gated graph network over the session graph of every prefix, all in one pass.
@@ -45,7 +47,7 @@ class Encoder(nn.Module):
       return nn.Dense(num_outputs * self.width, use_bias=use_bias, name=name)
 
     x = nn.Dense(self.width, name="in")(v)  # [B, T, W]
-    x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
+    x = layers.Dropout(self.dropout_rate)(x, deterministic)
     # Eqs. (1)-(5); what propagation changes is [B, T, T, .]: prefix, node.
     messages = jnp.einsum("btij,bjw->btiw", outgoing, dense(3, "out_edges", use_bias=False)(x))
     messages += jnp.einsum("btij,bjw->btiw", incoming, dense(3, "in_edges", use_bias=False)(x))

@@ -20,9 +20,8 @@ class TokenizerOutput(NamedTuple):
   latents: Latents
   quantized: quantizer.Quantized  # Of latents.behavior.
   reconstructions: dict[str, jax.Array]  # modality -> [P, F] float32.
-  v: jax.Array  # [P, M * D] float32, the items' quantized vectors: BBQRec Eq. (10).
-  # What each prefix predicts, BBQRec Eq. (11): [B, T, M * D] float32 for each array of positions.
-  h: tuple[jax.Array, ...]
+  # The items' quantized vectors, BBQRec Eq. (10): [P, M * D] float32, of all devices' items.
+  v: jax.Array
   mutual_information: dict[str, club.ClubLosses]  # Per modality; {} without use_specific.
 
 
@@ -109,33 +108,41 @@ class Model(nn.Module):
     items: jax.Array,
     features: dict[str, jax.Array],
     present: dict[str, jax.Array],
-    positions: Sequence[jax.Array],
-    deterministic: bool,
+    axis_name: str | None = None,
   ) -> TokenizerOutput:
-    """Encodes and quantizes a batch's distinct items, and represents its sequences.
+    """Encodes and quantizes a batch's distinct items.
 
     Args:
       items: [P] int32 in [0, I), distinct, or -1 for a padding row. Padding rows may stand
         anywhere and count in no statistic.
       features: modality -> [P, F] float32, standardised.
       present: modality -> [P] bool, whether the item has it.
-      positions: the batch's sequences in groups of one length each. Each [B, T] int32, the row of
-        `items` that stands where, -1 behind the end; B and T may differ between groups.
-      deterministic: whether dropout is off; if not, apply() needs the "dropout" key.
+      axis_name: the axis over which devices share the items, as in losses.py. v and the mutual
+        information are then of all items, the rest of the device's own.
     """
     latents = self.encode(items, features, present)
     quantized = self.tokenize(latents)
     reconstructions = self.reconstruct(quantized.latent, latents.specific)
-    v = item_vectors(quantized.latent)
-    h = tuple(
-      self.represent_sequence(
-        jnp.where((group >= 0)[:, :, None], v[jnp.maximum(group, 0)], 0.0), group, deterministic
-      )
-      for group in positions
-    )
+    v = losses.gather_rows(item_vectors(quantized.latent), axis_name)
     weights = {m: (items >= 0) & present[m] for m in self.feature_dims}
-    information = self.mutual_information(latents, weights)
-    return TokenizerOutput(latents, quantized, reconstructions, v, h, information)
+    information = self.mutual_information(*losses.gather_rows((latents, weights), axis_name))
+    if self.is_initializing():  # So that the sequence encoder, too, has its parameters.
+      self.represent(v, jnp.zeros((1, 1), jnp.int32), True)
+    return TokenizerOutput(latents, quantized, reconstructions, v, information)
+
+  def represent(self, v: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+    """What each prefix of a batch's sequences predicts, from the vectors of the batch's items.
+
+    Args:
+      v: [P, M * D] float32, of __call__.
+      positions: [B, T] int32, the row of v that stands where, -1 behind the end.
+      deterministic: as for represent_sequence().
+
+    Returns:
+      [B, T, M * D] float32, as represent_sequence().
+    """
+    rows = jnp.where((positions >= 0)[:, :, None], v[jnp.maximum(positions, 0)], 0.0)
+    return self.represent_sequence(rows, positions, deterministic)
 
   def encode(
     self,

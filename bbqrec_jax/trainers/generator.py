@@ -61,6 +61,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     lengths=batches.group_lengths(config.max_history, section.length_groups),
     seed=config.seed,
     every_target=every_target,
+    micro_batch_size=section.micro_batch_size,
   )
   params = init_params(model, jax.random.key(config.seed), catalogue, config.max_history)
   if section.inherit_codebooks:
@@ -70,7 +71,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   train_step = train_state.make_train_step(
     functools.partial(loss_fn, model),
     tx,
-    split_fn=functools.partial(micro_batches, micro_batch_size=section.micro_batch_size),
+    split_fn=with_weights,
   )
   generate = generate_lib.make_generate(
     model, num_beams=section.num_beams, num_results=section.num_results
@@ -94,7 +95,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       data.epoch,
       stage=STAGE,
       constants=catalogue,
-      # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
+      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
       key=jax.random.key(config.seed, impl="rbg"),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
@@ -123,41 +124,36 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   )
 
 
-def micro_batches(groups, micro_batch_size: int) -> list[dict[str, jax.Array]]:
-  """The micro-batches of a batch: each group's rows, at most so many at a time.
+def with_weights(groups, axis_name: str | None = None) -> list[dict[str, jax.Array]]:
+  """The micro-batches of a batch, whose losses add up to the batch's mean.
 
   Args:
-    groups: a step of what batches.Batches gives: history [R, T] and targets [R, P] int32 each.
-    micro_batch_size: 0 to leave the groups whole.
+    groups: a step of what Batches.epoch() gives: history [n, R, T] and targets [n, R, P] int32.
+    axis_name: as in losses.py.
 
   Returns:
-    For each group history [n, r, T], targets [n, r, P] int32 and weights [n, r, P] float32, which
-    are 1 over the number of the whole batch's targets, or 0 at padding.
+    The groups with weights [n, R, P] float32, which are 1 over the number of the whole batch's
+    targets, or 0 at padding.
   """
   num_targets = sum(jnp.sum(group["targets"] >= 0) for group in groups)
-  parts = []
-  for group in groups:
-    num_rows = len(group["history"])
-    num_micro = -(-num_rows // (micro_batch_size or num_rows))
-    size = -(-num_rows // num_micro)
-    fill = ((0, num_micro * size - num_rows), (0, 0))
-    part = {
-      name: jnp.pad(x, fill, constant_values=-1).reshape(num_micro, size, -1)
-      for name, x in group.items()
-    }
-    weights = (part["targets"] >= 0) / jnp.maximum(num_targets, 1)
-    parts.append(part | dict(weights=weights.astype(jnp.float32)))
-  return parts
+  num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
+  return [
+    group | dict(weights=((group["targets"] >= 0) / num_targets).astype(jnp.float32))
+    for group in groups
+  ]
 
 
-def loss_fn(model, params, batch, catalogue: generate_lib.Catalogue, key):
-  """BBQRec Eq. (1) over what micro_batches() gives: history [B, T], targets and weights [B, P]."""
+def loss_fn(
+  model, params, batch, catalogue: generate_lib.Catalogue, key, axis_name: str | None = None
+):
+  """BBQRec Eq. (1) over one micro-batch, [R, T] and [R, P], of what with_weights() gives."""
   codes, vectors, mask = generate_lib.lookup(catalogue, batch["history"])
   targets, _, _ = generate_lib.lookup(catalogue, batch["targets"])
   logits = model.apply(
     {"params": params}, codes, vectors, mask, targets, False, rngs={"dropout": key}
   )
-  return losses.semantic_id_loss(logits, targets, batch["weights"]), ({}, ())
+  loss = losses.semantic_id_loss(logits, targets, batch["weights"])
+  return losses.total(loss, axis_name), ({}, ())
 
 
 def init_params(model, key, catalogue: generate_lib.Catalogue, max_history: int):

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +59,11 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     lengths=batches.group_lengths(max_history, section.length_groups),
     seed=config.seed,
     every_target=True,
+    micro_batch_size=section.micro_batch_size,
   )
 
   init_key, kmeans_key = jax.random.split(jax.random.key(config.seed))
-  params = init_params(model, init_key, max_history)
+  params = init_params(model, init_key)
   params = _with_kmeans_codebooks(model, params, constants, kmeans_key, section.kmeans_iters)
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(
@@ -89,10 +91,10 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     fitted = loop.fit(
       train_state.create(params, tx, idle),
       train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS),
-      lambda epoch: batches.with_distinct_items(data.epoch(epoch), dataset.num_items),
+      lambda epoch: data.epoch_with_distinct_items(epoch, dataset.num_items),
       stage=STAGE,
       constants=constants,
-      # Dropout masks are drawn by the RBG generator, cheaper than threefry inside a step.
+      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
       key=jax.random.key(config.seed, impl="rbg"),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
@@ -151,14 +153,12 @@ def _rows(inputs, items):
   return jax.tree.map(take, inputs["features"]), jax.tree.map(take, inputs["present"])
 
 
-def init_params(model, key, max_history: int):
+def init_params(model, key):
   """Random parameters, codebooks among them."""
   items = jnp.arange(2, dtype=jnp.int32)
   features = {name: jnp.zeros((2, dim), jnp.float32) for name, dim in model.feature_dims.items()}
   present = {name: jnp.ones(2, bool) for name in features}
-  positions = (jnp.zeros((1, max_history), jnp.int32),)
-  init = jax.jit(model.init, static_argnums=5)
-  return init(key, items, features, present, positions, True)["params"]
+  return jax.jit(model.init)(key, items, features, present)["params"]
 
 
 def _with_kmeans_codebooks(model, params, constants, key, num_iters: int):
@@ -193,26 +193,24 @@ def loss_fn(
   rec_weight: float,
   mim_weight: float,
   temperature: float,
+  axis_name: str | None = None,
 ):
   """L_total, BBQRec Eq. (13), with each of its terms; and -log q_theta, which trains theta alone.
 
-  batch is a step of what batches.with_distinct_items() gives.
+  batch is a step of what Batches.epoch_with_distinct_items() gives; axis_name as in losses.py.
   """
-  items = batch["items"]
+  items = batch["items"][0]
   features, present = _rows(constants, items)
-  positions = tuple(group["history"] for group in batch["groups"])
-  out = model.apply(
-    {"params": params}, items, features, present, positions, False, rngs={"dropout": key}
-  )
+  out = model.apply({"params": params}, items, features, present, axis_name)
   weights = (items >= 0).astype(jnp.float32)
   codebook_loss, commitment_loss = losses.quantization_losses(
-    out.quantized.residuals, out.quantized.embeds, weights
+    out.quantized.residuals, out.quantized.embeds, weights, axis_name
   )
   terms = dict(codebook=codebook_loss, commitment=commitment_loss)
   total = codebook_loss + commitment_weight * commitment_loss
   for name, x_hat in out.reconstructions.items():
     terms[f"recon_{name}"] = losses.reconstruction_loss(
-      features[name], x_hat, present[name], weights
+      features[name], x_hat, present[name], weights, axis_name
     )
     total += recon_weights[name] * terms[f"recon_{name}"]
   for name, club in out.mutual_information.items():
@@ -220,29 +218,66 @@ def loss_fn(
     terms[f"club_likelihood_{name}"] = club.likelihood_loss
     total += mim_weight * club.mim_loss + club.likelihood_loss
   if rec_weight:
-    h = jnp.concatenate([h.reshape(-1, h.shape[-1]) for h in out.h])
-    targets = jnp.concatenate([group["targets"].reshape(-1) for group in batch["groups"]])
-    terms["rec"] = losses.info_nce(h, out.v, targets, weights, temperature)
+    item_weights = losses.gather_rows(weights, axis_name)
+    num_targets = sum(jnp.sum(group["targets"] >= 0) for group in batch["groups"])
+    num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
+
+    def contrast(group, key):
+      h = model.apply(
+        {"params": params}, out.v, group["history"], False, rngs={"dropout": key},
+        method="represent",
+      )  # fmt: skip
+      targets = group["targets"].reshape(-1)
+      return losses.info_nce(
+        h.reshape(-1, h.shape[-1]),
+        out.v,
+        targets,
+        (targets >= 0) / num_targets,
+        item_weights,
+        temperature,
+      )
+
+    terms["rec"] = losses.total(_sum_micro_batches(contrast, batch["groups"], key), axis_name)
     total += rec_weight * terms["rec"]
   return total, (terms, (out.quantized, present, weights))
 
 
-def revive_codes(params, idle, outputs, key, *, patience: int):
+def _sum_micro_batches(fn: Callable, groups, key) -> jax.Array:
+  """The sum of fn(micro-batch, key) over all of every group.
+
+  Where a group has several, the activations of one are held at a time, and computed again for the
+  gradient: all of them share v, whose gradient goes through the encoders once, at the end.
+  """
+  again = jax.checkpoint(fn)
+  total = 0.0
+  for n, group in enumerate(groups):
+    keys = jax.random.split(jax.random.fold_in(key, n), len(group["history"]))
+    if len(keys) == 1:
+      total += fn(jax.tree.map(lambda x: x[0], group), keys[0])
+    else:
+      total += jnp.sum(jax.lax.map(lambda inputs: again(*inputs), (group, keys)))
+  return total
+
+
+def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | None = None):
   """Behind the optimizer's update: moves codes that were idle for `patience` steps.
 
   Residuals of missing inputs are all alike, so only those of present ones are taken.
   """
   quantized, present, weights = outputs
-  num_signals = quantized.codes.shape[-1]
+  codes, residuals, present, weights = losses.gather_rows(
+    (quantized.codes, quantized.residuals, present, weights), axis_name
+  )
+  num_signals = codes.shape[-1]
   per_signal = [weights] * (num_signals - len(present))  # The id is never missing.
   per_signal += [weights * present[name] for name in present]
   per_signal = jnp.stack(per_signal, axis=1)  # [P, M]
-  idle = quantizer.update_idle(idle, quantized.codes, per_signal)
+  idle = quantizer.update_idle(idle, codes, per_signal)
   codebooks, idle = quantizer.revive(
     key,
     params["quantizer"]["codebooks"],
     idle,
-    quantized.residuals,
+    residuals,
     per_signal,
     patience,
   )
