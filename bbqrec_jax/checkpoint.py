@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import orbax.checkpoint as ocp
 
+from bbqrec_jax import partition
 from bbqrec_jax.errors import UserError
 
 
@@ -184,7 +185,7 @@ class Checkpointer:
 
   def _set_aside(self, steps) -> None:
     """Renames, since a step that is still there could not be saved again when it comes."""
-    if jax.process_index() == 0:
+    if partition.is_main():
       for step in steps:
         path = self._directory / str(step)
         path.rename(path.with_name(f"{path.name}.damaged"))

@@ -1,6 +1,6 @@
 """Compares two runs on the same users: recall, ndcg, and a paired t-test over users.
 
-python -m bbqrec_jax.compare RUN_A RUN_B [--split=test]
+python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbqrec_jax import metrics
+from bbqrec_jax import metrics, run_record
 from bbqrec_jax.errors import UserError
 
 KS = (5, 10)
@@ -97,24 +97,51 @@ def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
   return a.ranks, aligned
 
 
-def table(a: Run, b: Run) -> str:
-  """The comparison as text; raises UserError as `align` does."""
+class Comparison(NamedTuple):
+  """One metric of two runs."""
+
+  a: float  # The means over users.
+  b: float
+  difference: float  # b - a.
+  p: float  # Of a paired t-test over users, two-sided.
+
+
+def compare(a: Run, b: Run) -> dict[str, Comparison]:
+  """Metric ("recall@5" and so on) -> Comparison; raises UserError as `align` does."""
   ranks_a, ranks_b = align(a, b)
-  lines = [
-    f"A = {a.name}, B = {b.name}; {len(ranks_a)} users",
-    f"{'metric':10}{'A':>10}{'B':>10}{'B - A':>10}{'p':>11}",
-  ]
+  compared = {}
   for metric, per_user in (("recall", metrics.recall_per_user), ("ndcg", metrics.ndcg_per_user)):
     for k in KS:
       values_a, values_b = per_user(ranks_a, k), per_user(ranks_b, k)
       test = metrics.paired_t_test(values_a, values_b)
-      mark = " *" if test.p < SIGNIFICANCE else ""
-      name = f"{metric}@{k}"
-      lines.append(
-        f"{name:10}{values_a.mean():10.4f}{values_b.mean():10.4f}"
-        f"{test.mean_difference:+10.4f}{test.p:11.2g}{mark}"
+      compared[f"{metric}@{k}"] = Comparison(
+        float(values_a.mean()), float(values_b.mean()), float(test.mean_difference), float(test.p)
       )
+  return compared
+
+
+def table(a: Run, b: Run) -> str:
+  """The comparison as text; raises UserError as `align` does."""
+  lines = [
+    f"A = {a.name}, B = {b.name}; {len(a.ranks)} users",
+    f"{'metric':10}{'A':>10}{'B':>10}{'B - A':>10}{'p':>11}",
+  ]
+  for name, row in compare(a, b).items():
+    mark = " *" if row.p < SIGNIFICANCE else ""
+    lines.append(f"{name:10}{row.a:10.4f}{row.b:10.4f}{row.difference:+10.4f}{row.p:11.2g}{mark}")
   return "\n".join([*lines, f"* p < {SIGNIFICANCE}, paired t-test over users, two-sided"])
+
+
+def record(a: Run, b: Run, split: str) -> dict:
+  """The comparison and what made it, JSON-able; raises UserError as `align` does."""
+  return dict(
+    a=a.name,
+    b=b.name,
+    split=split,
+    num_users=len(a.ranks),
+    metrics={name: row._asdict() for name, row in compare(a, b).items()},
+    provenance=run_record.provenance(),
+  )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,9 +150,15 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, with ranks.npz")
   parser.add_argument("run_b", metavar="RUN_B", help="workdir of the run to compare with it")
   parser.add_argument("--split", choices=("valid", "test"), default="test")
+  parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
   try:
-    print(table(load(args.run_a, args.split), load(args.run_b, args.split)))
+    a, b = load(args.run_a, args.split), load(args.run_b, args.split)
+    print(table(a, b))
+    if args.out:
+      if not args.out.parent.is_dir():
+        raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
+      run_record.write_json(args.out, record(a, b, args.split))
   except UserError as error:
     print(error, file=sys.stderr)
     return 1

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exceptions that commands know how to tell."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
   Commands print it without a traceback and exit with status 1.
   """
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop, and all of it is saved; the message says where."""
+
+  def __init__(self, message: str, signum: int):
+    super().__init__(message)
+    self.signum = signum  # Of the signal; the exit status is 128 more.

@@ -1,19 +1,19 @@
 """The only training loop: steps, evaluation, selection, early stopping, checkpoints."""
 
-import contextlib
 import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 
+from bbqrec_jax import partition
 from bbqrec_jax.checkpoint import Checkpointer
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.progress import Progress
 from bbqrec_jax.train_state import TrainState
@@ -49,15 +49,17 @@ def fit(
   """Trains until num_steps, or until validation has not improved for `patience` evaluations.
 
   Goes on from the newest checkpoint if there is one, and then ends with the same parameters, bit
-  for bit, as a run that was never interrupted. The first Ctrl-C ends the steps that are under way
-  (about two seconds), saves and raises KeyboardInterrupt; a second one does not wait.
+  for bit, as a run that was never interrupted. The first Ctrl-C or SIGTERM, of any process, ends
+  the steps that are under way (about two seconds), saves and raises Stopped; a second Ctrl-C does
+  not wait.
 
   Steps run on the device a chunk at a time, and the metrics of a chunk are fetched while the next
   one runs. How many steps make a chunk changes no result.
 
   Args:
-    train_chunk: as train_state.make_train_chunk(train_step, chunk_steps) builds it.
-    epoch_fn: epoch -> its batches, a pytree of arrays [steps_per_epoch, ...]; a pure function.
+    train_chunk: train_state.make_train_chunk(train_step, chunk_steps), compiled.
+    epoch_fn: epoch -> its batches on the devices, a pytree of arrays [steps_per_epoch, ...]; a pure
+      function.
     eval_fn: params -> dict of floats, on the validation split.
     eval_steps: an evaluation and a checkpoint after every so many steps, and after the last.
     monitor: the name in eval_fn's result to select by; larger is better.
@@ -67,7 +69,7 @@ def fit(
 
   Raises:
     UserError: a metric of a step is NaN or infinite; names stage, step and metric.
-    KeyboardInterrupt: after having saved.
+    Stopped: after having saved.
   """
   progress = dict(best=-math.inf, best_step=0, stale=0, train_seconds=0.0, eval_seconds=0.0)
   restored = checkpointer.restore(state)
@@ -82,7 +84,7 @@ def fit(
   epoch, batches = -1, None  # The epoch whose batches lie on the device.
 
   with (
-    _deferred_interrupt() as interrupted,
+    _DeferredSignals() as signals,
     Progress(num_steps, initial=step, label=stage) as shown,
   ):
 
@@ -91,14 +93,23 @@ def fit(
       shown.update(step, dict(loss=means["loss"]))
 
     window = _Window(stage, log_steps, report)
-    while not finished():
+    while True:
+      signum, most_steps = partition.agree(signals.signum, pace.steps)
+      if signum:
+        if saved_step != step:
+          window.flush()  # Raises where the state must not be saved.
+          checkpointer.save(step, state, progress, best=False)
+        checkpointer.wait()
+        raise Stopped(f"{stage} is saved at step {step} of {num_steps}", signum)
+      if finished():
+        break
       started = time.perf_counter()
       if step // steps_per_epoch != epoch:
         epoch = step // steps_per_epoch
-        batches = jax.device_put(epoch_fn(epoch))
+        batches = epoch_fn(epoch)
       in_epoch = step % steps_per_epoch
       count = min(
-        pace.steps,
+        most_steps,
         num_steps - step,
         steps_per_epoch - in_epoch,
         *(every - step % every for every in (log_steps, eval_steps)),
@@ -107,30 +118,23 @@ def fit(
       waited_for = window.add(step, count, metrics)  # The chunk before; this one runs.
       step += count
       pace.update(waited_for, time.perf_counter() - started)
-      at_eval = step % eval_steps == 0 or step == num_steps
-      if at_eval or interrupted.is_set():
-        means = window.flush()
-      else:
+      if step % eval_steps and step < num_steps:
         shown.update(step)
+        progress["train_seconds"] += time.perf_counter() - started
+        continue
+      means = window.flush()
       progress["train_seconds"] += time.perf_counter() - started
-      if at_eval:
-        started = time.perf_counter()
-        results = eval_fn(state.params)
-        progress["eval_seconds"] += time.perf_counter() - started
-        writer.write(step, stage, {f"valid/{name}": value for name, value in results.items()})
-        improved = results[monitor] > progress["best"]
-        progress["stale"] = 0 if improved else progress["stale"] + 1
-        if improved:
-          progress |= dict(best=results[monitor], best_step=step)
-        shown.update(step, {"loss": means["loss"], f"valid {monitor}": results[monitor]})
-        checkpointer.save(step, state, progress, best=improved)
-        saved_step = step
-      if interrupted.is_set():
-        if saved_step != step:
-          window.flush()  # Raises where the state must not be saved; the signal may come late.
-          checkpointer.save(step, state, progress, best=False)
-        checkpointer.wait()
-        raise KeyboardInterrupt(f"{stage} is saved at step {step} of {num_steps}")
+      started = time.perf_counter()
+      results = eval_fn(state.params)
+      progress["eval_seconds"] += time.perf_counter() - started
+      writer.write(step, stage, {f"valid/{name}": value for name, value in results.items()})
+      improved = results[monitor] > progress["best"]
+      progress["stale"] = 0 if improved else progress["stale"] + 1
+      if improved:
+        progress |= dict(best=results[monitor], best_step=step)
+      shown.update(step, {"loss": means["loss"], f"valid {monitor}": results[monitor]})
+      checkpointer.save(step, state, progress, best=improved)
+      saved_step = step
 
   best = checkpointer.restore_best(dict(params=state.params))
   summary = dict(
@@ -214,23 +218,29 @@ class _Pace:
       self.steps = max(self.steps // 2, 1)
 
 
-@contextlib.contextmanager
-def _deferred_interrupt():
-  """An event that the first Ctrl-C sets; the second one raises KeyboardInterrupt at once."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
+class _DeferredSignals:
+  """Notes the first Ctrl-C or SIGTERM; a second Ctrl-C raises KeyboardInterrupt at once.
 
-  def on_interrupt(signum, frame):
-    del signum, frame
-    if event.is_set():
+  A context manager; does nothing in other threads than the main one, which get no signals.
+  """
+
+  def __init__(self):
+    self.signum = 0  # Of the signal that came, if one has.
+    self._previous = {}
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      for signum in (signal.SIGINT, signal.SIGTERM):
+        self._previous[signum] = signal.signal(signum, self._on_signal)
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    for signum, handler in self._previous.items():
+      signal.signal(signum, handler)
+
+  def _on_signal(self, signum: int, frame) -> None:
+    del frame
+    if self.signum and signum == signal.SIGINT:
       raise KeyboardInterrupt
-    event.set()
-    print("\nStopping after this step; once more stops at once.", file=sys.stderr, flush=True)
-
-  previous = signal.signal(signal.SIGINT, on_interrupt)
-  try:
-    yield event
-  finally:
-    signal.signal(signal.SIGINT, previous)
+    self.signum = signum
+    print("\nStopping after this step; Ctrl-C stops at once.", file=sys.stderr, flush=True)

@@ -3,11 +3,14 @@
 python -m bbqrec_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import contextlib
 import functools
 import json
 import logging
+import os
 import pathlib
 import re
+import signal
 import sys
 
 import jax
@@ -17,16 +20,24 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from bbqrec_jax import compile_cache, optim, plugins, recommend, report, run_record
+from bbqrec_jax import (
+  compile_cache,
+  optim,
+  partition,
+  plugins,
+  recommend,
+  report,
+  run_record,
+)
 from bbqrec_jax.data import batches, statistics
 from bbqrec_jax.data.dataset import Dataset, train_counts
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.trainers import tokenizer
 
-_INTERRUPTED = 130  # The shell's status for Ctrl-C.
+_SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
 RESULTS_FILE = "results.json"
 
@@ -40,10 +51,12 @@ def load_dataset(config) -> Dataset:
 def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   """Runs what is not done yet, and returns the content of results.json."""
   print(f"Devices: {', '.join(str(device) for device in jax.devices())}", flush=True)
+  partition.Partition(**config.parallel)  # Says early what does not fit.
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
   check(config, dataset)
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
+  partition.barrier("workdir")  # What process 0 finds done below, the others find too.
 
   results_path = workdir / RESULTS_FILE
   if results_path.exists():
@@ -58,7 +71,10 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
         print(f"{stage}: done before.", flush=True)
       else:
         trainer = plugins.load("trainers", stage, "stages")
-        run_record.write_json(path, trainer.train(config, dataset, workdir, writer))
+        record = trainer.train(config, dataset, workdir, writer)
+        if partition.is_main():
+          run_record.write_json(path, record)
+        partition.barrier(stage)
       records[stage] = json.loads(path.read_text(encoding="utf-8"))
 
   last = records[config.stages[-1]]
@@ -77,7 +93,8 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
     ),
     provenance=run_record.provenance(),
   )
-  run_record.write_json(results_path, results)
+  if partition.is_main():
+    run_record.write_json(results_path, results)
   return results
 
 
@@ -149,30 +166,57 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   workdir = pathlib.Path(flag_values.workdir).expanduser()
   config = config_dict.FrozenConfigDict(flag_values.config)
   try:
-    results = run(config, workdir)
-    print(report.format_results(results))
-    if "generator" in config.stages:
-      recommender = recommend.Recommender.load(workdir)
-      print(report.format_examples(recommender, load_dataset(config), config.max_history))
+    if flag_values.distributed or flag_values.coordinator:
+      partition.initialize(
+        coordinator=flag_values.coordinator,
+        num_processes=flag_values.num_processes,
+        process_id=flag_values.process_id,
+      )
+    with contextlib.ExitStack() as stack:
+      if not partition.is_main():  # One process reports; what goes wrong all tell.
+        quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(quiet))
+      results = run(config, workdir)
+      print(report.format_results(results))
+      if "generator" in config.stages and partition.is_main():
+        recommender = recommend.Recommender.load(workdir)
+        print(report.format_examples(recommender, load_dataset(config), config.max_history))
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
-  except KeyboardInterrupt as interrupt:
-    print(
-      f"\nStopped: {interrupt or 'nothing was lost'}. The same command goes on.", file=sys.stderr
-    )
-    return _INTERRUPTED
+  except Stopped as stopped:
+    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
+    return _SIGNALLED + stopped.signum
+  except KeyboardInterrupt:
+    print("\nStopped: nothing was lost. The same command goes on.", file=sys.stderr)
+    return _SIGNALLED + signal.SIGINT
   return 0
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  """--config and --workdir."""
+  """--config and --workdir; and which of many processes this is."""
   config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with :arguments.", flag_values=flag_values
   )
   flags.DEFINE_string(
     "workdir", None, "Where everything of this run is kept.", flag_values=flag_values
   )
+  flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of many processes; which one is asked of SLURM, the TPU pod or Kubernetes.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, for one of many processes.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are.", flag_values=flag_values
+  )
+  flags.DEFINE_integer("process_id", None, "Which of them this one is.", flag_values=flag_values)
   flags.mark_flags_as_required(["config", "workdir"], flag_values)
 
 

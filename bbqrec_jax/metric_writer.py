@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
-import jax
 import tensorboardX
 
+from bbqrec_jax import partition
 from bbqrec_jax.run_record import to_jsonable
 
 
@@ -26,7 +26,7 @@ class MetricWriter:
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._event_dir = pathlib.Path(workdir) / "tensorboard"
     self._event_writers: dict[str, tensorboardX.SummaryWriter] = {}
-    self._active = jax.process_index() == 0
+    self._active = partition.is_main()
     if self._active and self._path.exists():
       text = self._path.read_bytes()
       if not text.endswith(b"\n"):  # Also true of an empty file, which stays empty.

@@ -7,13 +7,15 @@ from typing import Self
 
 import tqdm
 
+from bbqrec_jax import partition
+
 LINE_SECONDS = 30.0  # Seldom enough for a log file, often enough for somebody who waits.
 
 
 class Progress:
   """Shows how far something is, how fast it goes and how long it will take, on stderr.
 
-  A context manager; leaving it shows the last state.
+  Of many processes only the first one does. A context manager; leaving it shows the last state.
   """
 
   def __init__(self, total: int, initial: int = 0, label: str = "", unit: str = "step"):
@@ -30,7 +32,8 @@ class Progress:
     self._metrics = ""
     self._start = self._last_line = time.monotonic()
     self._bar = None
-    if sys.stderr.isatty():
+    self._shown = partition.is_main()
+    if self._shown and sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total, initial=initial, desc=label, unit=unit, file=sys.stderr)
 
   def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -58,6 +61,8 @@ class Progress:
     self.close()
 
   def _write_line(self) -> None:
+    if not self._shown:
+      return
     self._last_line = time.monotonic()
     elapsed = self._last_line - self._start
     rate = (self._done - self._initial) / elapsed if elapsed > 0 else 0.0

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bbqrec_jax import partition
 from bbqrec_jax.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -96,7 +97,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint:
     if not os.access(workdir, os.W_OK | os.X_OK):
       raise PermissionError("permission denied")
     if not path.exists():
-      if jax.process_index() == 0:
+      if partition.is_main():
         write_json(path, {**ours, "provenance": provenance()})
       return
     stored = json.loads(path.read_text(encoding="utf-8"))

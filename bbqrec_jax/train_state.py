@@ -26,8 +26,9 @@ def make_train_step(
   *,
   after_update: Callable | None = None,
   split_fn: Callable | None = None,
+  axis_name: str | None = None,
 ) -> Callable:
-  """Builds (state, batch, constants, key) -> (state, metrics: dict of []), to be jitted.
+  """Builds (state, batch, constants, key) -> (state, metrics: dict of []), to be compiled.
 
   Args:
     loss_fn: (params, batch, constants, key) -> (loss [], (metrics: dict of [], outputs)).
@@ -37,6 +38,9 @@ def make_train_step(
     split_fn: batch -> a sequence of parts, whose losses and metrics add up to the batch's. Each is
       a pytree of arrays [n, ...]: n micro-batches of one shape, taken one after the other, which
       bounds the memory of a step. loss_fn is then given a micro-batch, and `outputs` are not kept.
+    axis_name: the axis over which devices run copies of the step, each on its part of the batch, as
+      in losses.py; loss_fn gives each the loss of the whole. Each draws by a key of its own, except
+      for after_update, which does the same on all.
 
   `constants` is a pytree of arrays that no step changes, such as the items' features: passed, not
   closed over, so that it is no part of the compiled program. `key` is the run's one key, never
@@ -46,12 +50,19 @@ def make_train_step(
 
   def train_step(state: TrainState, batch, constants, key):
     step_key = jax.random.fold_in(key, state.step)
+    own_key = step_key
+    if axis_name is not None:
+      own_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
     if split_fn is None:
-      (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, step_key)
+      (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, own_key)
     else:
       parts = split_fn(batch)
-      (loss, metrics), grads = _summed(grad_fn, state.params, parts, constants, step_key)
+      (loss, metrics), grads = _summed(grad_fn, state.params, parts, constants, own_key)
       outputs = ()
+    if axis_name is not None:
+      # Every device differentiates the whole loss with respect to its own copy of the parameters,
+      # also by way of the others' rows: the mean over the copies is the gradient.
+      grads = jax.lax.pmean(grads, axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params, extra = optax.apply_updates(state.params, updates), state.extra
     if after_update is not None:
@@ -81,7 +92,7 @@ def _summed(grad_fn: Callable, params, parts: Sequence, constants, key):
 
 
 def make_train_chunk(train_step: Callable, max_steps: int) -> Callable:
-  """Builds jitted (state, epoch, first, count, constants, key) -> (state, metrics); donates state.
+  """Builds (state, epoch, first, count, constants, key) -> (state, metrics), to be compiled.
 
   Takes the steps first, ..., first + count - 1 of an epoch in one call. `epoch` is a pytree of
   arrays with the epoch's steps as leading axis, on the device; first and count <= max_steps are
@@ -103,4 +114,4 @@ def make_train_chunk(train_step: Callable, max_steps: int) -> Callable:
     collected = {name: jnp.zeros(max_steps, jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, body, (state, collected))
 
-  return jax.jit(train_chunk, donate_argnums=0)
+  return train_chunk

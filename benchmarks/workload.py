@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import loop, optim, train_state
+from bbqrec_jax import loop, optim, partition, train_state
 from bbqrec_jax.data import batches
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.models import generator
@@ -180,14 +180,14 @@ def tokenizer_steps(
     tx,
     after_update=functools.partial(tokenizer_trainer.revive_codes, patience=section.revive_steps),
   )
-  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
-  state = train_state.create(params, tx, idle)
+  state = tokenizer_trainer.init_state(tx, params)
   return _steps(train_step, state, epoch, jax.device_put(inputs), num_steps)
 
 
 def _steps(train_step, state, epoch, constants, num_steps: int) -> Callable[[], Any]:
   epoch = jax.device_put(epoch)
   train_chunk = train_state.make_train_chunk(train_step, max(num_steps, loop.MAX_CHUNK_STEPS))
+  train_chunk = partition.Partition().compile_chunk(train_chunk, state)
   key = jax.random.key(0, impl="rbg")  # As in the trainers.
 
   def take_steps():

@@ -103,6 +103,11 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     data = dict(source="synthetic")
   config.data = dict(data, modalities=modalities)
 
+  config.parallel = dict(
+    mode="jit",  # Or "pmap": bbqrec_jax/partition.py.
+    model=1,  # Devices that share a table; as many groups of them share a batch.
+    num_devices=0,  # 0: all.
+  )
   config.tokenizer = dict(
     model_name="tokenizer",  # bbqrec_jax/models/<model_name>.py; `model` is its arguments.
     model=dict(

@@ -70,6 +70,28 @@ def test_a_run_does_not_differ_from_itself(tmp_path, ranks, user_ids, capsys):
     assert numbers[2:] == [0.0, 1.0] and not marked
 
 
+def test_the_record_holds_what_the_table_shows(tmp_path, ranks, user_ids, capsys):
+  a = write(tmp_path / "a", ranks, user_ids)
+  b = write(tmp_path / "b", np.roll(ranks, 1), user_ids)
+  assert compare.main([a, b, f"--out={tmp_path}/ab.json"]) == 0
+  shown, record = rows(capsys.readouterr().out), json.loads((tmp_path / "ab.json").read_text())
+  assert (record["a"], record["b"], record["split"], record["num_users"]) == (
+    "a",
+    "b",
+    "test",
+    USERS,
+  )
+  assert {"command", "commit", "date"} <= record["provenance"].keys()
+  assert list(record["metrics"]) == list(shown)
+  for name, (numbers, _) in shown.items():
+    row = record["metrics"][name]
+    np.testing.assert_allclose(
+      [row["a"], row["b"], row["difference"], row["p"]], numbers, rtol=0.06, atol=5e-5
+    )
+  assert compare.main([a, b, f"--out={tmp_path}/gone/ab.json"]) == 1
+  assert "There is no folder" in capsys.readouterr().err
+
+
 def test_runs_without_ids_compare_in_order_and_split_is_chosen(tmp_path, ranks, capsys):
   a, b = write(tmp_path / "a", ranks), write(tmp_path / "b", ranks[::-1])
   assert compare.main([a, b, "--split=valid"]) == 0

@@ -1,4 +1,4 @@
-"""Settings of every test: two fake CPU devices, no silent broadcasting between ranks, and a cache
+"""Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and a cache
 of compiled programs that the tests and the commands they start share, and that ends with them."""
 
 import os
@@ -11,7 +11,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax  # noqa: E402  It reads the environment.
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

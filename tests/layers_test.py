@@ -151,20 +151,39 @@ def test_attention_projections():
   x = _normal(3, B, Q, E)
 
   def all_of_it(module, x):
-    key, value = module.key_value(x)
-    return module.query(x), key, value, module.out(value)
+    query, key, value = module.qkv(x)
+    return module.query(x), query, key, value, module.out(value)
 
   variables = module.init(jax.random.key(0), x, method=all_of_it)
-  query, key, value, out = module.apply(variables, x, method=all_of_it)
+  alone, query, key, value, out = module.apply(variables, x, method=all_of_it)
   kernels = {name: np.asarray(p["kernel"]) for name, p in variables["params"].items()}
-  assert set(kernels) == {"query", "key", "value", "out"}
+  assert set(kernels) == {"query", "qkv", "out"}
   for b, q, h in np.ndindex(B, Q, H):
-    np.testing.assert_allclose(query[b, q, h], x[b, q] @ kernels["query"][:, h] / 2.0, atol=1e-5)
-    np.testing.assert_allclose(key[b, q, h], x[b, q] @ kernels["key"][:, h], atol=1e-5)
-    np.testing.assert_allclose(value[b, q, h], x[b, q] @ kernels["value"][:, h], atol=1e-5)
+    row, qkv = x[b, q], kernels["qkv"]
+    np.testing.assert_allclose(alone[b, q, h], row @ kernels["query"][:, h] / 2.0, atol=1e-5)
+    np.testing.assert_allclose(query[b, q, h], row @ qkv[:, 0, h] / 2.0, atol=1e-5)
+    np.testing.assert_allclose(key[b, q, h], row @ qkv[:, 1, h], atol=1e-5)
+    np.testing.assert_allclose(value[b, q, h], row @ qkv[:, 2, h], atol=1e-5)
   for b, q in np.ndindex(B, Q):
     expected = sum(np.asarray(value[b, q, h]) @ kernels["out"][h] for h in range(H))
     np.testing.assert_allclose(out[b, q], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "axes", "into", "out"), [
+  ((5, 3), 1, (7,), (11,)), ((5,), 1, (11,), (2, 3)), ((4,), 2, (3, 7), (2,)), ((), 1, (7,), (5,)),
+])  # fmt: skip
+def test_dot_is_a_product_of_last_and_first_axes(rows, axes, into, out):
+  x, kernel = _normal(0, *rows, *into), _normal(1, *into, *out)
+  contracted = tuple(range(x.ndim - axes, x.ndim))
+  numbers = ((contracted, tuple(range(axes))), ((), ()))
+  weights = _normal(2, *rows, *out)
+  loss = lambda product: lambda x, kernel: jnp.sum(weights * product(x, kernel))
+  expected = loss(lambda x, kernel: jnp.tensordot(x, kernel, axes))
+  actual = loss(lambda x, kernel: layers.dot(x, kernel, numbers))
+  for fn in (lambda f: f(x, kernel), lambda f: jax.grad(f, argnums=(0, 1))(x, kernel)):
+    chex.assert_trees_all_close(fn(actual), fn(expected), rtol=1e-5, atol=1e-5)
+  with pytest.raises(ValueError, match="over the last axes"):
+    layers.dot(x, kernel, (((0,), (0,)), ((0,), (0,))))
 
 
 def test_feed_forward_has_two_layers_and_drops_hidden_units_in_training():

@@ -43,6 +43,7 @@ def train(workdir: pathlib.Path, *, gamma: float, seed: int) -> Trained:
     mim_weight=gamma, batch_size=128, num_epochs=15, eval_epochs=15, log_steps=1000
   )
   config.tokenizer.model.hidden_dims = (64,)
+  config.parallel.num_devices = 1
   config = config_dict.FrozenConfigDict(config)
   dataset, truth = synthetic.generate(seed=seed)
   workdir.mkdir()
@@ -123,7 +124,9 @@ def test_behavior_stands_in_z_over_three_seeds(tmp_path):
 
 @pytest.mark.slow
 def test_what_the_generator_recommends_beats_popularity(tmp_path):
-  config = config_dict.FrozenConfigDict(quickstart.get_config())
+  config = quickstart.get_config()
+  config.parallel.num_devices = 1
+  config = config_dict.FrozenConfigDict(config)
   results = main.run(config, tmp_path)
   for split in ("valid", "test"):
     assert results[split]["recall@10"] > 2.5 * results["popularity"][split]["recall@10"]

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from bbqrec_jax import checkpoint, loop, train_state
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.metric_writer import MetricWriter
 
 STAGE = "toy"
@@ -47,7 +47,7 @@ def _grow(params, extra, outputs, key):
 
 def _train_chunk(max_steps, loss_fn=_loss_fn):
   step = train_state.make_train_step(loss_fn, TX, after_update=_grow)
-  return train_state.make_train_chunk(step, max_steps)
+  return jax.jit(train_state.make_train_chunk(step, max_steps), donate_argnums=0)
 
 
 TRAIN_CHUNK = _train_chunk(1)
@@ -134,9 +134,9 @@ def _at_step(step, fn, train_chunk=TRAIN_CHUNK):
   return wrapped
 
 
-def _interrupting(at, signals=1, train_chunk=TRAIN_CHUNK):
+def _interrupting(at, signals=1, train_chunk=TRAIN_CHUNK, signum=signal.SIGINT):
   """Steps during one of which somebody presses Ctrl-C."""
-  press = lambda: [signal.raise_signal(signal.SIGINT) for _ in range(signals)]
+  press = lambda: [signal.raise_signal(signum) for _ in range(signals)]
   return _at_step(at, press, train_chunk)
 
 
@@ -161,10 +161,11 @@ def test_it_finds_the_least_squares_solution(tmp_path):
 # Within the first step, before, at and after an evaluation, and within the last step.
 @pytest.mark.parametrize("at", [0, 6, 7, 8, NUM_STEPS - 1])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, at):
-  handler = signal.getsignal(signal.SIGINT)
-  with pytest.raises(KeyboardInterrupt, match=f"toy is saved at step {at + 1} of {NUM_STEPS}"):
-    _fit(tmp_path, train_chunk=_interrupting(at))
-  assert signal.getsignal(signal.SIGINT) is handler
+  signum = signal.SIGTERM if at == 6 else signal.SIGINT
+  handler = signal.getsignal(signum)
+  with pytest.raises(Stopped, match=f"toy is saved at step {at + 1} of {NUM_STEPS}") as stopped:
+    _fit(tmp_path, train_chunk=_interrupting(at, signum=signum))
+  assert signal.getsignal(signum) is handler and stopped.value.signum == signum
   assert _newest(tmp_path).step == at + 1  # The step of the Ctrl-C was finished, and no more.
 
   taken = []
@@ -235,7 +236,7 @@ def test_stops_when_patience_ends_with_the_best_parameters(tmp_path, patience, e
 
 
 def test_patience_counts_on_over_an_interrupt(tmp_path):
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     _fit(tmp_path, SCORES, patience=2, train_chunk=_interrupting(3 * EVAL_STEPS + 1))
   summary = _fit(tmp_path, SCORES, patience=2).summary
   assert (summary["steps"], summary["best_step"]) == (4 * EVAL_STEPS, 2 * EVAL_STEPS)
@@ -275,7 +276,7 @@ def test_an_interrupt_during_an_evaluation_waits_for_it(tmp_path, uninterrupted,
       signal.raise_signal(signal.SIGINT)
     return dict(score=-float(np.mean((INPUTS @ np.asarray(params["weight"]) - TARGETS) ** 2)))
 
-  with pytest.raises(KeyboardInterrupt, match=f"saved at step {at} of"):
+  with pytest.raises(Stopped, match=f"saved at step {at} of"):
     _fit(tmp_path, eval_fn=eval_fn)
   fitted = _fit(tmp_path)
   assert _timeless(fitted.summary) == _timeless(uninterrupted[0].summary)
@@ -321,7 +322,7 @@ def test_an_interrupt_within_a_chunk_saves_behind_it(tmp_path, uninterrupted):
   changes |= dict(epoch_fn=epoch_fn, train_chunk=train_chunk)
   whole = _fit(tmp_path / "whole", **changes)
   chex.assert_trees_all_equal(whole.params, uninterrupted[0].params)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     _fit(tmp_path, **changes | dict(train_chunk=_interrupting(6, train_chunk=train_chunk)))
   assert 7 <= _newest(tmp_path).step < NUM_STEPS
   chex.assert_trees_all_equal(_fit(tmp_path, **changes).params, whole.params)
@@ -359,7 +360,7 @@ def test_fit_and_resume_compile_the_step_once(tmp_path):
     return _loss_fn(*args)
 
   train_chunk = _train_chunk(1, loss_fn)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     _fit(tmp_path, train_chunk=_interrupting(5, train_chunk=train_chunk))
   first = len(traces)
   _fit(tmp_path, train_chunk=train_chunk)

@@ -11,8 +11,8 @@ import types
 import numpy as np
 import pytest
 
-from bbqrec_jax import main, metrics, train_state
-from bbqrec_jax.errors import UserError
+from bbqrec_jax import main, metrics, partition
+from bbqrec_jax.errors import Stopped, UserError
 from tests import smoke_run
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -25,7 +25,8 @@ def finished() -> smoke_run.Finished:
 
 def command(config, workdir: pathlib.Path) -> int:
   """The exit status of `python -m bbqrec_jax.main` with these flags."""
-  return main.main([], types.SimpleNamespace(config=config, workdir=str(workdir)))
+  flags = dict(config=config, workdir=str(workdir), distributed=False, coordinator=None)
+  return main.main([], types.SimpleNamespace(**flags))
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
@@ -118,10 +119,10 @@ def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
 ):
   num_steps = finished.results["stages"]["tokenizer"]["steps"]
   stops, taken = [3, num_steps + 5], 0  # Neither is at an evaluation.
-  make_train_chunk = train_state.make_train_chunk
+  compile_chunk = partition.Partition.compile_chunk
 
-  def interrupted(train_step, max_steps):
-    train_chunk = make_train_chunk(train_step, max_steps)
+  def interrupted(self, train_chunk, state):
+    train_chunk = compile_chunk(self, train_chunk, state)
 
     def wrapped(state, epoch, first, count, *args):
       nonlocal taken
@@ -133,10 +134,10 @@ def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
 
     return wrapped
 
-  monkeypatch.setattr(train_state, "make_train_chunk", interrupted)
+  monkeypatch.setattr(partition.Partition, "compile_chunk", interrupted)
   saved_at = []
   for stage in ("tokenizer", "generator"):
-    with pytest.raises(KeyboardInterrupt, match=f"{stage} is saved at step") as stopped:
+    with pytest.raises(Stopped, match=f"{stage} is saved at step") as stopped:
       main.run(finished.config, tmp_path)
     saved_at.append(int(re.search(r"step (\d+) of", str(stopped.value)).group(1)))
     assert not (tmp_path / "results.json").exists()
@@ -157,12 +158,13 @@ def test_a_run_stopped_in_each_stage_ends_as_if_it_never_was(
       assert results["stages"][stage][key] == finished.results["stages"][stage][key]
 
 
-def test_the_command_says_what_a_stopped_run_needs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_says_what_a_stopped_run_needs(tmp_path, monkeypatch, capsys, signum, status):
   def stop(*args):
-    raise KeyboardInterrupt("tokenizer is saved at step 3 of 58")
+    raise Stopped("tokenizer is saved at step 3 of 58", signum)
 
   monkeypatch.setattr(main, "run", stop)
-  assert command(smoke_run.make_config(), tmp_path) == 130
+  assert command(smoke_run.make_config(), tmp_path) == status
   said = capsys.readouterr().err
   assert said.strip() == "Stopped: tokenizer is saved at step 3 of 58. The same command goes on."
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bbqrec_jax import metrics
+from bbqrec_jax import metrics, partition
 from bbqrec_jax.data.dataset import make_dataset
 from bbqrec_jax.evaluators import ranking
 
@@ -95,5 +95,7 @@ def test_a_rank_fn_is_taken_over_batches_in_one_program():
 
   rng = np.random.default_rng(0)
   history, targets = rng.integers(0, I, (4, 3, T)), rng.integers(0, I, (4, 3))
-  ranks = ranking.make_rank_fn(rank_fn)(dict(offset=7), history, targets)
+  ranks = ranking.make_rank_fn(rank_fn, partition.Partition(num_devices=1))(
+    dict(offset=7), history, targets
+  )
   np.testing.assert_array_equal(ranks, 7 + history.sum(axis=2) * targets)

@@ -98,7 +98,7 @@ def test_broken_config_json_is_refused(tmp_path, text):
 def test_provenance_agrees_with_git_and_outlives_its_absence(monkeypatch):
   record = run_record.provenance()
   assert set(record["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
-  assert record["num_devices"] == 2 and record["device_kind"] == "cpu"  # conftest.py's.
+  assert record["num_devices"] == 8 and record["device_kind"] == "cpu"  # conftest.py's.
   git = ["git", "-C", os.path.dirname(run_record.__file__), "rev-parse", "HEAD"]
   head = subprocess.run(git, capture_output=True, text=True)
   assert record["commit"] in (None, head.stdout.strip())

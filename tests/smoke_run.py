@@ -33,6 +33,7 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
   config.tokenizer.update(batch_size=16, kmeans_iters=3)
   config.generator.update(batch_size=32)
   config.generator.model.update(num_buckets=10)
+  config.parallel.num_devices = 1
   config.update_from_flattened_dict(changes)
   return config_dict.FrozenConfigDict(config)
 

@@ -28,6 +28,10 @@ def _step(tx, **kwargs):
   return jax.jit(train_state.make_train_step(_loss_fn, tx, **kwargs), donate_argnums=0)
 
 
+def _chunk(train_step, max_steps):
+  return jax.jit(train_state.make_train_chunk(train_step, max_steps), donate_argnums=0)
+
+
 def test_a_step_follows_the_gradient_and_counts():
   step = _step(optax.sgd(LEARNING_RATE, momentum=0.5))
   state = train_state.create(_params(), optax.sgd(LEARNING_RATE, momentum=0.5), extra=jnp.ones(2))
@@ -107,7 +111,7 @@ def test_a_chunk_equals_its_steps_one_by_one():
   epoch = jnp.asarray(np.random.default_rng(0).normal(size=(9, 3)), jnp.float32)
   step, chunk = (
     _step(tx),
-    train_state.make_train_chunk(train_state.make_train_step(_loss_fn, tx), max_steps=5),
+    _chunk(train_state.make_train_step(_loss_fn, tx), max_steps=5),
   )
   expected, values = train_state.create(_params(), tx), []
   for n in range(2, 6):
@@ -123,7 +127,7 @@ def test_a_chunk_equals_its_steps_one_by_one():
 def test_how_steps_are_cut_into_chunks_changes_no_bit():
   tx, key = optax.adam(LEARNING_RATE), jax.random.key(7)
   epoch = jnp.asarray(np.random.default_rng(0).normal(size=(9, 3)), jnp.float32)
-  chunk = train_state.make_train_chunk(train_state.make_train_step(_loss_fn, tx), max_steps=9)
+  chunk = _chunk(train_state.make_train_step(_loss_fn, tx), max_steps=9)
 
   def run(cuts):
     state = train_state.create(_params(), tx)
@@ -136,7 +140,7 @@ def test_how_steps_are_cut_into_chunks_changes_no_bit():
 
 def test_the_state_is_donated_and_nothing_else():
   tx = optax.adam(LEARNING_RATE)
-  chunk = train_state.make_train_chunk(train_state.make_train_step(_loss_fn, tx), max_steps=2)
+  chunk = _chunk(train_state.make_train_step(_loss_fn, tx), max_steps=2)
   state, epoch, key = train_state.create(_params(), tx), jnp.ones((4, 3)), jax.random.key(7)
   chunk(state, epoch, 0, 2, CONSTANTS, key)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -150,7 +154,7 @@ def test_further_chunks_compile_nothing():
     traces.append(args)
     return _loss_fn(*args)
 
-  chunk = train_state.make_train_chunk(train_state.make_train_step(loss_fn, tx), max_steps=3)
+  chunk = _chunk(train_state.make_train_step(loss_fn, tx), max_steps=3)
   state = train_state.create(_params(), tx)
   state, _ = chunk(state, jnp.ones((4, 3)), 0, 1, CONSTANTS, jax.random.key(0))
   first = len(traces)

@@ -1,5 +1,6 @@
 """Recall and NDCG over the whole catalogue, for every user of a split."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from bbqrec_jax import metrics
 from bbqrec_jax.data import dataset as dataset_lib
+from bbqrec_jax.partition import Partition
 
 KS = (5, 10)
 BATCHES_AT_ONCE = 4  # C: of users, in one call.
@@ -28,13 +30,22 @@ class Evaluator:
     max_history: int,
     batch_size: int,
     max_users: int = 0,
+    row_multiple: int = 1,
   ):
-    """split: "valid" or "test". max_users: 0 for all, else a fixed, evenly spaced sample."""
+    """Chooses the users.
+
+    Args:
+      split: "valid" or "test".
+      batch_size: users of a batch, raised to a multiple of row_multiple.
+      max_users: 0 for all, else a fixed, evenly spaced sample.
+      row_multiple: how many parts the rows of a batch are shared in.
+    """
     self._history, self._targets = dataset_lib.histories(dataset, split, max_history)
     if max_users and max_users < dataset.num_users:
       users = np.linspace(0, dataset.num_users - 1, max_users).astype(int)
       self._history, self._targets = self._history[users], self._targets[users]
-    self._batch_size = min(batch_size, len(self._targets))
+    batch_size = min(batch_size, len(self._targets))
+    self._batch_size = -(-batch_size // row_multiple) * row_multiple
 
   def run(self, rank_fn: Callable) -> tuple[dict[str, float], np.ndarray]:
     """Evaluates.
@@ -61,19 +72,24 @@ class Evaluator:
     return metrics.summary(ranks, KS), ranks
 
 
-def make_rank_fn(rank_fn: Callable) -> Callable:
-  """Builds jitted (context, history [C, B, T], targets [C, B]) -> ranks [C, B].
+def make_rank_fn(rank_fn: Callable, partition: Partition) -> Callable:
+  """Builds (context, history [C, B, T], targets [C, B]) -> ranks [C, B], compiled.
 
   Args:
     rank_fn: (context, history [B, T], targets [B]) -> ranks [B]; taken over one batch after the
       other in one program. `context` is whatever it reads: parameters, a catalogue.
+    partition: how devices share the users of a batch.
   """
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
   def over_batches(context, history, targets):
     return jax.lax.map(lambda batch: rank_fn(context, *batch), (history, targets))
 
-  return over_batches
+  def ranks(context, history, targets):
+    place = functools.partial(partition.place_rows, axis=1)
+    return over_batches(context, place(history), place(targets))
+
+  return ranks
 
 
 def _store(ranks, rows, valid, found):

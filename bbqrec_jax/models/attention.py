@@ -47,10 +47,10 @@ def make_sim_attention(table: jax.Array, buckets: jax.Array, backend: str = "aut
       pair of tokens: slow. "auto" chooses.
 
   Returns:
-    (scores [B, H, S, S], values [B, S, H, D]) -> [B, S, H, D], float32 all; S = L * T tokens
-    ordered (level, item). Scores are scaled dot products, masked and biased, before the softmax.
-    out_i = sum_j table[buckets_ij] * (softmax(scores)_ij values_j), the product with the table's
-    row elementwise over D.
+    (scores [B, H, S, S] float32, values [B, S, H, D]) -> [B, S, H, D] of the values' type, from
+    float32 sums; S = L * T tokens ordered (level, item). Scores are scaled dot products, masked and
+    biased, before the softmax. out_i = sum_j table[buckets_ij] * (softmax(scores)_ij values_j), the
+    product with the table's row elementwise over D.
 
   Raises:
     ValueError: an unknown back end; "pallas" without a GPU; later, from what is returned, shapes
@@ -77,7 +77,7 @@ def make_sim_attention(table: jax.Array, buckets: jax.Array, backend: str = "aut
         f"scores {scores.shape}, values {values.shape}, similarity table {table.shape} and "
         f"buckets {buckets.shape} do not match."
       )
-    return attend(scores, values)
+    return attend(scores, values.astype(jnp.float32)).astype(values.dtype)
 
   return sim_attention
 

@@ -4,6 +4,7 @@ T5-like (Raffel et al. 2020, arXiv:1910.10683): pre-norm with RMSNorm, relative 
 no biases. The encoder's self-attention is similarity-enhanced (BBQRec Eqs. (14)-(17)).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,19 +49,22 @@ class EncoderLayer(nn.Module):
   head_dim: int
   ff_dim: int
   dropout_rate: float
+  dtype: str
 
   @nn.compact
   def __call__(
     self, x: jax.Array, bias: jax.Array, attend: Callable, deterministic: bool
   ) -> jax.Array:
     """x [B, S, d], bias [B, H, S, S]; attend: scores, values -> mixed values, as layers.mix."""
-    heads = layers.Attention(self.num_heads, self.head_dim, x.shape[-1], name="attention")
-    normed = nn.RMSNorm(name="attention_norm")(x)
-    keys, values = heads.key_value(normed)
-    mixed = attend(layers.scores(heads.query(normed), keys) + bias, values)
+    norm = functools.partial(nn.RMSNorm, dtype=self.dtype)
+    heads = layers.Attention(
+      self.num_heads, self.head_dim, x.shape[-1], self.dtype, name="attention"
+    )
+    queries, keys, values = heads.qkv(norm(name="attention_norm")(x))
+    mixed = attend(layers.scores(queries, keys) + bias, values)
     x = x + layers.Dropout(self.dropout_rate)(heads.out(mixed), deterministic)
-    hidden = layers.FeedForward(self.ff_dim, self.dropout_rate, name="ff")(
-      nn.RMSNorm(name="ff_norm")(x), deterministic
+    hidden = layers.FeedForward(self.ff_dim, self.dropout_rate, self.dtype, name="ff")(
+      norm(name="ff_norm")(x), deterministic
     )
     return x + layers.Dropout(self.dropout_rate)(hidden, deterministic)
 
@@ -73,26 +77,25 @@ class DecoderLayer(nn.Module):
   head_dim: int
   ff_dim: int
   dropout_rate: float
+  dtype: str
 
   def setup(self):
-    heads = (self.num_heads, self.head_dim, self.model_dim)
-    self.self_norm, self.cross_norm, self.ff_norm = nn.RMSNorm(), nn.RMSNorm(), nn.RMSNorm()
+    heads = (self.num_heads, self.head_dim, self.model_dim, self.dtype)
+    norm = functools.partial(nn.RMSNorm, dtype=self.dtype)
+    self.self_norm, self.cross_norm, self.ff_norm = norm(), norm(), norm()
     self.self_attention = layers.Attention(*heads)
     self.cross_attention = layers.Attention(*heads)
-    self.ff = layers.FeedForward(self.ff_dim, self.dropout_rate)
+    self.ff = layers.FeedForward(self.ff_dim, self.dropout_rate, self.dtype)
     self.dropout = layers.Dropout(self.dropout_rate)
 
-  def past(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values that later levels will look at: [B, P, l, d] -> two [B, P, l, H, D]."""
-    return self.self_attention.key_value(self.self_norm(x))
-
-  def history(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the encoded history: [B, S, d] -> two [B, S, H, D]."""
-    return self.cross_attention.key_value(encoded)
+  def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of self-attention: [B, P, l, d] -> three of [B, P, l, H, D]."""
+    return self.self_attention.qkv(self.self_norm(x))
 
   def __call__(
     self,
     x: jax.Array,
+    query: jax.Array,
     past: tuple[jax.Array, jax.Array],
     self_bias: jax.Array,
     history: tuple[jax.Array, jax.Array],
@@ -103,13 +106,13 @@ class DecoderLayer(nn.Module):
 
     Args:
       x: [B, P, q, d], q tokens of each of P prefixes (or beams).
+      query: [B, P, q, H, D], of qkv(x).
       past: keys and values, [B, P, k, H, D] each, of these tokens and the ones before them.
       self_bias: [H, q, k] relative position bias, MASKED where a token may not look.
       history: keys and values, [B, S, H, D] each: once per user, whatever P is.
       mask: [B, P, S] or [B, 1, S] bool, the history's tokens that a prefix may see.
     """
     batch_size, num_prefixes, num_tokens, _ = x.shape
-    query = self.self_attention.query(self.self_norm(x))
     # [B, P, H, q, k]
     mixed = layers.mix(layers.scores(query, past[0]) + self_bias[None, None], past[1])
     x = x + self.dropout(self.self_attention.out(mixed), deterministic)
@@ -153,6 +156,8 @@ class Model(nn.Module):
   dropout_rate: float = 0.1
   encoder: str = "bidirectional"
   attention_backend: str = "auto"  # One of attention.BACKENDS; all compute the same.
+  # Of products and what they give; parameters, softmax and logits are float32.
+  dtype: str = "float32"
 
   def setup(self):
     if self.encoder not in ENCODERS:
@@ -162,10 +167,12 @@ class Model(nn.Module):
     self.code_embed = self.param("code_embed", small, (levels, signals, codes, self.code_dim))
     unit = nn.initializers.normal(stddev=1.0)
     self.start_embed = self.param("start_embed", unit, (self.model_dim,))
-    self.token_proj = nn.Dense(self.model_dim, use_bias=False)
+    self.token_proj = nn.Dense(
+      self.model_dim, use_bias=False, dtype=self.dtype, dot_general=layers.dot
+    )
     # Tables this small would vanish beside the first layer's output, and with them which token
     # is which; the norm gives every token unit scale.
-    self.token_norm = nn.RMSNorm()
+    self.token_norm = nn.RMSNorm(dtype=self.dtype)
     shape = (self.num_heads, self.head_dim)
     if self.similarity:
       self.similarity_table = self.param(
@@ -176,12 +183,21 @@ class Model(nn.Module):
       head_dim=self.head_dim,
       ff_dim=self.ff_dim,
       dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
     )
+    norm = functools.partial(nn.RMSNorm, dtype=self.dtype)
     self.encoder_layers = [EncoderLayer(**block) for _ in range(self.num_encoder_layers)]
     self.decoder_layers = [
       DecoderLayer(model_dim=self.model_dim, **block) for _ in range(self.num_decoder_layers)
     ]
-    self.encoder_norm, self.decoder_norm = nn.RMSNorm(), nn.RMSNorm()
+    self.encoder_norm, self.decoder_norm = norm(), norm()
+    # Of all decoder layers at once: many small products take longer.
+    self.memory_proj = nn.DenseGeneral(
+      (self.num_decoder_layers, 2, *shape),
+      use_bias=False,
+      dtype=self.dtype,
+      dot_general=layers.dot,
+    )
     self.encoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=True)
     self.decoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=False)
     self.dropout = layers.Dropout(self.dropout_rate)
@@ -198,6 +214,12 @@ class Model(nn.Module):
     lead = (None,) * (codes.ndim - 2)
     embeds = self.code_embed[level[lead], signal[lead], codes]  # [..., l, M, code_dim]
     return self.token_norm(self.token_proj(embeds.reshape(*codes.shape[:-1], -1)))
+
+  def _logits(self, subscripts: str, x: jax.Array, level: int | None = None) -> jax.Array:
+    """float32 logits of x by the heads, of all levels or of one."""
+    heads = self.heads if level is None else self.heads[level]
+    heads = heads.astype(self.dtype)
+    return jnp.einsum(subscripts, x, heads, preferred_element_type=jnp.float32)
 
   def encode(
     self, codes: jax.Array, vectors: jax.Array, mask: jax.Array, deterministic: bool = True
@@ -227,7 +249,8 @@ class Model(nn.Module):
     for layer in self.encoder_layers:
       x = layer(x, bias, attend, deterministic)
     x = self.dropout(self.encoder_norm(x), deterministic)
-    keys, values = zip(*(layer.history(x) for layer in self.decoder_layers))
+    projected = jnp.unstack(self.memory_proj(x), axis=2)  # One [B, S, 2, H, D] for each layer.
+    keys, values = zip(*(jnp.unstack(both, axis=2) for both in projected))
     return Memory(keys, values, token_mask)
 
   def decode(
@@ -243,16 +266,17 @@ class Model(nn.Module):
       [B, P, L, M, N] float32 logits of BBQRec Eq. (1)'s P(c_j | c_1 .. c_{j-1}, S_t).
     """
     batch_size, num_prefixes, num_levels, _ = codes.shape
-    start = jnp.broadcast_to(self.start_embed, (batch_size, num_prefixes, 1, self.model_dim))
+    start = self.start_embed.astype(self.dtype)
+    start = jnp.broadcast_to(start, (batch_size, num_prefixes, 1, self.model_dim))
     x = jnp.concatenate([start, self._embed(codes[:, :, :-1], 0)], axis=2)
     x = self.dropout(x, deterministic)
     levels = np.arange(num_levels)
     causal = jnp.where(levels[None, :] <= levels[:, None], 0.0, layers.MASKED)
     bias = self.decoder_bias(levels, levels) + causal[None]
     for layer, key, value in zip(self.decoder_layers, memory.keys, memory.values):
-      x = layer(x, layer.past(x), bias, (key, value), mask, deterministic)
-    x = self.dropout(self.decoder_norm(x), deterministic)
-    return jnp.einsum("bpld,lmdn->bplmn", x, self.heads)
+      query, *past = layer.qkv(x)
+      x = layer(x, query, past, bias, (key, value), mask, deterministic)
+    return self._logits("bpld,lmdn->bplmn", self.dropout(self.decoder_norm(x), deterministic))
 
   def __call__(
     self,
@@ -299,19 +323,19 @@ class Model(nn.Module):
     """
     batch_size = cache.memory.mask.shape[0]
     if tokens is None:
-      x = jnp.broadcast_to(self.start_embed, (batch_size, 1, 1, self.model_dim))
+      x = jnp.broadcast_to(self.start_embed.astype(self.dtype), (batch_size, 1, 1, self.model_dim))
     else:
       x = self._embed(tokens[:, :, None, :], level - 1)
     bias = self.decoder_bias(np.array([level]), np.arange(level + 1))
     keys, values = [], []
     for n, layer in enumerate(self.decoder_layers):
-      key, value = layer.past(x)
+      query, key, value = layer.qkv(x)
       if level:
         key = jnp.concatenate([cache.keys[n], key], axis=2)
         value = jnp.concatenate([cache.values[n], value], axis=2)
       history = (cache.memory.keys[n], cache.memory.values[n])
-      x = layer(x, (key, value), bias, history, cache.memory.mask[:, None, :], True)
+      x = layer(x, query, (key, value), bias, history, cache.memory.mask[:, None, :], True)
       keys.append(key)
       values.append(value)
-    logits = jnp.einsum("bwd,mdn->bwmn", self.decoder_norm(x)[:, :, 0], self.heads[level])
+    logits = self._logits("bwd,mdn->bwmn", self.decoder_norm(x)[:, :, 0], level)
     return jax.nn.log_softmax(logits), cache._replace(keys=tuple(keys), values=tuple(values))

@@ -1,5 +1,6 @@
 """Blocks of the encoder-decoder: relative position bias, attention, feed-forward, dropout."""
 
+import functools
 import math
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+# Parameters with a row for every item have this multiple of rows, so that as many devices can share
+# them: the same shape whatever their number, for a checkpoint fits all.
+TABLE_MULTIPLE = 128
 MASKED = -1e9  # Added to masked scores: finite, so that a fully masked row stays free of NaN.
 
 
@@ -101,27 +105,71 @@ class RelativePositionBias(nn.Module):
     return jnp.einsum("qkh->hqk", table[buckets])
 
 
+def dot(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None, **_) -> jax.Array:
+  """jax.lax.dot_general of the last axes of x and the first of a kernel, for flax's Dense layers.
+
+  Its gradient for the kernel is asked for in the order in which the narrower operand is the one
+  that has to be transposed: on a CPU, XLA transposes the first operand, and works out again what it
+  was made of, element by element, while it does. Other devices do not mind.
+  """
+  (contracted, _), batch = dimension_numbers
+  num_axes = len(contracted)
+  if batch != ((), ()) or tuple(contracted) != tuple(range(x.ndim - num_axes, x.ndim)):
+    raise ValueError(f"Only products over the last axes are meant, got {dimension_numbers}.")
+  size = math.prod(kernel.shape[:num_axes])
+  lead, out = x.shape[: x.ndim - num_axes], kernel.shape[num_axes:]
+  y = _matmul(x.reshape(-1, size), kernel.reshape(size, -1), precision)
+  return y.reshape(*lead, *out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, kernel, precision):
+  return jnp.matmul(x, kernel, precision=precision)
+
+
+def _matmul_forward(x, kernel, precision):
+  return _matmul(x, kernel, precision), (x, kernel)
+
+
+def _matmul_backward(precision, residuals, grad):
+  x, kernel = residuals
+  over_rows = functools.partial(
+    jax.lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), precision=precision
+  )
+  narrow_first = x.shape[1] <= grad.shape[1]
+  grad_kernel = over_rows(x, grad) if narrow_first else over_rows(grad, x).T
+  return jnp.matmul(grad, kernel.T, precision=precision), grad_kernel
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Attention(nn.Module):
-  """Multi-head projections and the softmax mix; callers own masks, biases and caches."""
+  """The projections of multi-head attention; callers own masks, biases and caches."""
 
   num_heads: int
   head_dim: int
   model_dim: int
+  dtype: str = "float32"  # Of products; parameters are float32.
 
   def setup(self):
-    heads = (self.num_heads, self.head_dim)
-    self.query_proj = nn.DenseGeneral(heads, use_bias=False, name="query")
-    self.key_proj = nn.DenseGeneral(heads, use_bias=False, name="key")
-    self.value_proj = nn.DenseGeneral(heads, use_bias=False, name="value")
-    self.out_proj = nn.DenseGeneral(self.model_dim, axis=(-2, -1), use_bias=False, name="out")
+    shape = (self.num_heads, self.head_dim)
+    kwargs = dict(use_bias=False, dtype=self.dtype, dot_general=dot)
+    self.qkv_proj = nn.DenseGeneral((3, *shape), name="qkv", **kwargs)
+    self.query_proj = nn.DenseGeneral(shape, name="query", **kwargs)
+    self.out_proj = nn.DenseGeneral(self.model_dim, axis=(-2, -1), name="out", **kwargs)
+
+  def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries (divided by sqrt(D)), keys and values of self-attention: [..., d] -> [..., H, D].
+
+    One product: three small ones take longer on any device.
+    """
+    query, key, value = jnp.unstack(self.qkv_proj(x), axis=-3)
+    return query / math.sqrt(self.head_dim), key, value
 
   def query(self, x: jax.Array) -> jax.Array:
-    """[..., d] -> [..., H, D], scaled by 1 / sqrt(D)."""
+    """Queries alone, of attention to something whose keys and values are projected elsewhere."""
     return self.query_proj(x) / math.sqrt(self.head_dim)
-
-  def key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., d] -> two of [..., H, D]."""
-    return self.key_proj(x), self.value_proj(x)
 
   def out(self, x: jax.Array) -> jax.Array:
     """[..., H, D] -> [..., d]."""
@@ -129,13 +177,14 @@ class Attention(nn.Module):
 
 
 def scores(query: jax.Array, key: jax.Array) -> jax.Array:
-  """[..., Q, H, D], [..., K, H, D] -> [..., H, Q, K]."""
-  return jnp.einsum("...qhd,...khd->...hqk", query, key)
+  """[..., Q, H, D], [..., K, H, D] -> [..., H, Q, K] float32."""
+  return jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32)
 
 
 def mix(scores: jax.Array, value: jax.Array) -> jax.Array:
   """Softmax over keys, then the weighted sum: [..., H, Q, K], [..., K, H, D] -> [..., Q, H, D]."""
-  return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
+  alpha = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("...hqk,...khd->...qhd", alpha, value)
 
 
 class FeedForward(nn.Module):
@@ -143,9 +192,11 @@ class FeedForward(nn.Module):
 
   hidden_dim: int
   dropout_rate: float
+  dtype: str = "float32"  # Of products; parameters are float32.
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    hidden = nn.relu(nn.Dense(self.hidden_dim, use_bias=False, name="in")(x))
+    dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype, dot_general=dot)
+    hidden = nn.relu(dense(self.hidden_dim, name="in")(x))
     hidden = Dropout(self.dropout_rate)(hidden, deterministic)
-    return nn.Dense(x.shape[-1], use_bias=False, name="out")(hidden)
+    return dense(x.shape[-1], name="out")(hidden)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bbqrec_jax import losses, plugins
-from bbqrec_jax.models import club, mlp, quantizer
+from bbqrec_jax.models import club, layers, mlp, quantizer
 
 
 class Latents(NamedTuple):
@@ -76,7 +76,8 @@ class Model(nn.Module):
       return mlp.MLP(tuple(self.hidden_dims)[::-1], self.feature_dims[modality])
 
     if self.use_id:
-      self.id_embedding = self.param("id_embedding", init, (self.num_items, self.latent_dim))
+      num_rows = -(-self.num_items // layers.TABLE_MULTIPLE) * layers.TABLE_MULTIPLE
+      self.id_embedding = self.param("id_embedding", init, (num_rows, self.latent_dim))
     self.missing = per_modality(
       lambda modality: self.param(f"missing_{modality}", init, (self.feature_dims[modality],))
     )

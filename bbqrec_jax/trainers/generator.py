@@ -19,6 +19,7 @@ from bbqrec_jax import (
   run_record,
   train_state,
 )
+from bbqrec_jax import partition as partition_lib
 from bbqrec_jax.data import batches, semantic_ids
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.decoding import generate as generate_lib
@@ -48,8 +49,9 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   section = config.generator
   ids = semantic_ids.load(workdir)
   model = make_model(section, ids)
-  catalogue = generate_lib.Catalogue(jnp.asarray(ids.codes), jnp.asarray(ids.vectors))
-  trie = trie_lib.build(ids.codes, ids.codebook_size, ids.popularity)
+  partition = partition_lib.Partition(**config.parallel)
+  catalogue = partition.place_tables(generate_lib.Catalogue(ids.codes, ids.vectors))
+  trie = partition.replicate(trie_lib.build(ids.codes, ids.codebook_size, ids.popularity))
   # The causal encoder learns from every position of a sequence at once; the bidirectional one
   # needs each prefix as an example of its own.
   every_target = model.encoder == "causal"
@@ -62,41 +64,55 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     seed=config.seed,
     every_target=every_target,
     micro_batch_size=section.micro_batch_size,
+    row_multiple=partition.row_multiple,
+    share=partition.share,
   )
-  params = init_params(model, jax.random.key(config.seed), catalogue, config.max_history)
+  params = partition.init(
+    lambda key, catalogue: init_params(model, key, catalogue, config.max_history),
+    partition.replicate(jax.random.key(config.seed)),
+    catalogue,
+  )
   if section.inherit_codebooks:
     params = _with_inherited_codebooks(params, ids.codebooks)
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)
   train_step = train_state.make_train_step(
-    functools.partial(loss_fn, model),
+    functools.partial(loss_fn, model, axis_name=partition.axis_name),
     tx,
-    split_fn=with_weights,
+    split_fn=functools.partial(with_weights, axis_name=partition.axis_name),
+    axis_name=partition.axis_name,
   )
+  state = partition.init(lambda params: train_state.create(params, tx), params)
+  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   generate = generate_lib.make_generate(
     model, num_beams=section.num_beams, num_results=section.num_results
   )
   make_evaluator = functools.partial(
-    ranking.Evaluator, dataset, max_history=config.max_history, batch_size=section.eval_batch_size
+    ranking.Evaluator,
+    dataset,
+    max_history=config.max_history,
+    batch_size=section.eval_batch_size,
+    row_multiple=partition.row_multiple,
   )
 
-  @ranking.make_rank_fn
   def ranks_of(context, history, targets):
     return metrics.ranks_from_items(generate(*context, history).items, targets)
 
+  rank_fn = ranking.make_rank_fn(ranks_of, partition)
+
   def evaluate(evaluator, params):
-    return evaluator.run(functools.partial(ranks_of, (params, catalogue, trie)))
+    return evaluator.run(functools.partial(rank_fn, (params, catalogue, trie)))
 
   selection = make_evaluator(split="valid", max_users=section.selection_users)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
     fitted = loop.fit(
-      train_state.create(params, tx),
-      train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS),
-      data.epoch,
+      state,
+      partition.compile_chunk(train_chunk, state),
+      lambda epoch: partition.place_epoch(data.epoch(epoch)),
       stage=STAGE,
       constants=catalogue,
       # What a step draws is a few words; the RBG generator's compile faster than threefry's.
-      key=jax.random.key(config.seed, impl="rbg"),
+      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
       eval_fn=lambda params: evaluate(selection, params)[0],
@@ -111,7 +127,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   results, ranks = {}, {}
   for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
     results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
-  _save_ranks(workdir, dataset.user_ids, ranks)
+  if partition_lib.is_main():
+    _save_ranks(workdir, dataset.user_ids, ranks)
   return (
     fitted.summary
     | results

@@ -20,6 +20,7 @@ from bbqrec_jax import (
   run_record,
   train_state,
 )
+from bbqrec_jax import partition as partition_lib
 from bbqrec_jax.data import batches, scaling, semantic_ids
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.evaluators import codebook, ranking
@@ -50,7 +51,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   for modality in config.data.modalities:
     if modality not in feature_dims:
       print(f"tokenizer: no item has a vector of {modality}; that signal is left out.", flush=True)
-  constants = jax.device_put(inputs)
+  partition = partition_lib.Partition(**config.parallel)
+  constants = partition.place_tables(inputs)
   max_history = config.max_history
   data = batches.Batches(
     dataset.items,
@@ -60,18 +62,21 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     seed=config.seed,
     every_target=True,
     micro_batch_size=section.micro_batch_size,
+    row_multiple=partition.row_multiple,
+    share=partition.share,
   )
 
-  init_key, kmeans_key = jax.random.split(jax.random.key(config.seed))
-  params = init_params(model, init_key)
-  params = _with_kmeans_codebooks(model, params, constants, kmeans_key, section.kmeans_iters)
+  init_key, kmeans_key = partition.replicate(tuple(jax.random.split(jax.random.key(config.seed))))
+  params = partition.init(functools.partial(init_params, model), init_key)
+  params = _with_kmeans_codebooks(
+    model, params, constants, kmeans_key, section.kmeans_iters, partition
+  )
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(
     num_steps=num_steps,
     scales={name: section.club_lr_scale for name in params if name.startswith("club_")},
     **section.optimizer,
   )
-  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
   weights = dict(
     recon_weights=dict(section.recon_weights),
     commitment_weight=section.commitment_weight,
@@ -79,23 +84,29 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     mim_weight=section.mim_weight,
     temperature=section.temperature,
   )
-  revive = functools.partial(revive_codes, patience=section.revive_steps)
+  axis_name = partition.axis_name
+  revive = functools.partial(revive_codes, patience=section.revive_steps, axis_name=axis_name)
   train_step = train_state.make_train_step(
-    functools.partial(loss_fn, model, **weights),
+    functools.partial(loss_fn, model, axis_name=axis_name, **weights),
     tx,
     after_update=revive if section.revive_steps else None,
+    axis_name=axis_name,
   )
+  state = partition.init(functools.partial(init_state, tx), params)
+  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   encode_catalogue = make_encode_catalogue(model)
-  evaluate = _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_history)
+  evaluate = _make_eval_fn(
+    model, encode_catalogue, dataset, constants, section, max_history, partition
+  )
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
     fitted = loop.fit(
-      train_state.create(params, tx, idle),
-      train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS),
-      lambda epoch: data.epoch_with_distinct_items(epoch, dataset.num_items),
+      state,
+      partition.compile_chunk(train_chunk, state),
+      lambda epoch: partition.place_epoch(data.epoch_with_distinct_items(epoch, dataset.num_items)),
       stage=STAGE,
       constants=constants,
       # What a step draws is a few words; the RBG generator's compile faster than threefry's.
-      key=jax.random.key(config.seed, impl="rbg"),
+      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
       eval_fn=evaluate,
@@ -107,20 +118,21 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       writer=writer,
     )
 
-  codes, vectors = jax.device_get(encode_catalogue(fitted.params, constants))
-  _save_scaling(workdir, scalings)
-  semantic_ids.save(
-    workdir,
-    semantic_ids.SemanticIds(
-      codes=codes,
-      vectors=vectors,
-      item_ids=dataset.item_ids,
-      titles=dataset.titles,
-      popularity=train_counts(dataset),
-      signals=np.array(model.signals),
-      codebooks=np.asarray(fitted.params["quantizer"]["codebooks"]),
-    ),
-  )
+  codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
+  if partition_lib.is_main():
+    _save_scaling(workdir, scalings)
+    semantic_ids.save(
+      workdir,
+      semantic_ids.SemanticIds(
+        codes=codes,
+        vectors=vectors,
+        item_ids=dataset.item_ids,
+        titles=dataset.titles,
+        popularity=train_counts(dataset),
+        signals=np.array(model.signals),
+        codebooks=np.asarray(fitted.params["quantizer"]["codebooks"]),
+      ),
+    )
   report = codebook.report(codes, model.codebook_size, model.signals, model.shared_codebook)
   return fitted.summary | dict(
     valid_at_best=evaluate(fitted.params),
@@ -161,23 +173,40 @@ def init_params(model, key):
   return jax.jit(model.init)(key, items, features, present)["params"]
 
 
-def _with_kmeans_codebooks(model, params, constants, key, num_iters: int):
-  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them."""
+def init_state(tx, params) -> train_state.TrainState:
+  """The state before the first step: no code is idle yet."""
+  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
+  return train_state.create(params, tx, idle)
+
+
+def _with_kmeans_codebooks(model, params, constants, key, num_iters: int, partition):
+  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them.
+
+  Every device computes the same: shared work would round otherwise, and k-means magnifies that.
+  """
   if not num_iters:
     return params
-  sample_key, key = jax.random.split(key)
   size = min(model.num_items, _KMEANS_ITEMS)
-  items = jax.random.permutation(sample_key, model.num_items)[:size].astype(jnp.int32)
-  encode = jax.jit(functools.partial(model.apply, method="encode"))
-  latents = encode({"params": params}, items, *_rows(constants, items))
-  codebooks = quantizer.kmeans_init(
-    key,
-    latents.behavior,
-    num_levels=model.num_levels,
-    codebook_size=model.codebook_size,
-    num_iters=num_iters,
-    shared=model.shared_codebook,
-  )
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def sample(constants, key):
+    items = jax.random.permutation(key, model.num_items)[:size].astype(jnp.int32)
+    return items, *_rows(constants, items)
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def cluster(params, items, features, present, key):
+    latents = model.apply({"params": params}, items, features, present, method="encode")
+    return quantizer.kmeans_init(
+      key,
+      latents.behavior,
+      num_levels=model.num_levels,
+      codebook_size=model.codebook_size,
+      num_iters=num_iters,
+      shared=model.shared_codebook,
+    )
+
+  sample_key, key = jax.random.split(key)
+  codebooks = cluster(params, *sample(constants, sample_key), key)
   return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
 
 
@@ -307,13 +336,18 @@ def make_encode_catalogue(model):
   return encode_catalogue
 
 
-def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_history: int):
+def _make_eval_fn(
+  model, encode_catalogue, dataset, constants, section, max_history: int, partition
+):
   """Validation: the rank of the held-out item by cos(h_t, v_i), and the use of the codes."""
   evaluator = ranking.Evaluator(
-    dataset, split="valid", max_history=max_history, batch_size=section.eval_batch_size
+    dataset,
+    split="valid",
+    max_history=max_history,
+    batch_size=section.eval_batch_size,
+    row_multiple=partition.row_multiple,
   )
 
-  @ranking.make_rank_fn
   def ranks(context, history, targets):
     params, unit_vectors, vectors = context
     mask = history >= 0
@@ -323,9 +357,12 @@ def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_hist
     scores = jnp.einsum("be,ie->bi", last, unit_vectors, precision="highest")
     return metrics.ranks_from_scores(scores, targets)
 
-  @jax.jit
-  def reconstruction_error(params, items):
+  rank_fn = ranking.make_rank_fn(ranks, partition)
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def reconstruction_error(params, constants):
     """Of the catalogue's first items: what selects when there is no sequence task."""
+    items = jnp.arange(min(dataset.num_items, 4 * _ENCODE_SIZE), dtype=jnp.int32)
     features, present = _rows(constants, items)
     variables = {"params": params}
     latents = model.apply(variables, items, features, present, method="encode")
@@ -337,18 +374,16 @@ def _make_eval_fn(model, encode_catalogue, dataset, constants, section, max_hist
       for name in x_hat
     )
 
-  sample = jnp.arange(min(dataset.num_items, 4 * _ENCODE_SIZE), dtype=jnp.int32)
-
   def eval_fn(params):
     codes, vectors = encode_catalogue(params, constants)
     context = (params, losses.unit(vectors), vectors)
-    results, _ = evaluator.run(functools.partial(ranks, context))
+    results, _ = evaluator.run(functools.partial(rank_fn, context))
     report = codebook.report(
-      np.asarray(codes), model.codebook_size, model.signals, model.shared_codebook
+      partition_lib.fetch(codes), model.codebook_size, model.signals, model.shared_codebook
     )
     results["colliding_items"] = report["num_colliding_items"]
     # Larger is better, as for every figure that can be monitored.
-    results["reconstruction"] = -float(reconstruction_error(params, sample))
+    results["reconstruction"] = -float(reconstruction_error(params, constants))
     return results
 
   return eval_fn
