@@ -3,17 +3,36 @@
 import contextlib
 import copy
 import dataclasses
+import json
 import logging
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from bbqrec_jax import partition
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.models import layers
+
+# How Orbax's and TensorStore's own errors name what a file system refused.
+_FILE_SYSTEM_WORDS = (
+  "No space left",
+  "Read-only file system",
+  "Permission denied",
+  "Stale file",
+  "File too large",
+  "Input/output error",
+  "No such file",
+  "quota",
+)
+
+SCHEMA = 1  # Of what is written; a checkpoint of another one is refused by its number.
 
 
 class Restored(NamedTuple):
@@ -46,7 +65,9 @@ class Checkpointer:
 
   A save appears under its step's name only when all of it is written, so a kill at any moment
   leaves the checkpoints before it. The newest ones are for resuming; the best one, the last that
-  was saved with best=True, is kept besides. A context manager.
+  was saved with best=True, is kept besides. What is read is compared with digests of what was
+  saved, so that no damage is taken for a state; it may be read onto other devices than those it
+  was saved from. A context manager; of many processes all call it alike.
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -59,6 +80,12 @@ class Checkpointer:
     logging.getLogger("absl").addFilter(_no_chatter)
     self._directory = pathlib.Path(directory).resolve()  # Orbax refuses relative paths.
     self._policy = _NewestAndBest(keep)
+    for step, reason in self._without_metadata().items():  # The manager would fail on them.
+      logging.getLogger("absl").warning(
+        "Checkpoint %s cannot be read (%s).", self._directory / str(step), reason
+      )
+      self._rename_damaged(step)
+    partition.barrier("checkpoints without metadata are set aside")
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -77,14 +104,21 @@ class Checkpointer:
       state: a pytree of arrays.
       progress: what else resuming needs, JSON-able.
       best: whether this is the best state so far, by validation.
+
+    Raises:
+      UserError: this save, or the one before it, cannot be written.
     """
     # Copied, since Orbax turns it into JSON later, in the background.
-    record = ocp.args.JsonSave({"progress": copy.deepcopy(progress), "best": best})
-    items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=record)
+    record = dict(
+      schema=SCHEMA, progress=copy.deepcopy(progress), best=best, digests=_digests(state)
+    )
+    record["digest"] = _json_digest(record)
+    items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
+    with self._told():
+      # Forced: Orbax otherwise skips, silently, a step that is not later than the newest.
+      self._manager.save(step, args=items, force=True)
     if best:
       self._policy.best = step
-    # Forced: Orbax otherwise skips, silently, a step that is not later than the newest.
-    self._manager.save(step, args=items, force=True)
 
   def restore(self, template: Any) -> Restored | None:
     """The newest usable checkpoint, or None if the directory holds none.
@@ -146,12 +180,14 @@ class Checkpointer:
       ) from error
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when everything saved is on disk; raises UserError if it cannot be written."""
+    with self._told():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees the background threads."""
-    self._manager.close()
+    """Waits, as wait() does, and frees the background threads."""
+    with self._told():
+      self._manager.close()
 
   def __enter__(self) -> Self:
     return self
@@ -159,11 +195,35 @@ class Checkpointer:
   def __exit__(self, *exc_info) -> None:
     self.close()
 
+  @contextlib.contextmanager
+  def _told(self):
+    """What the file system refuses, in a sentence."""
+    try:
+      yield
+    except OSError as error:
+      reason = _first_line(error)
+    except Exception as error:  # Orbax and TensorStore wrap what the system says in their own.
+      reason = _first_line(error)
+      if not any(word in str(error) for word in _FILE_SYSTEM_WORDS):
+        raise
+    else:
+      return
+    raise UserError(
+      f"A checkpoint cannot be written to {self._directory} ({reason}); make room or mount it "
+      "again. The checkpoints before it are whole, and the same command goes on from them."
+    )
+
   def _read_record(self, step: int) -> dict[str, Any]:
     items = ocp.args.Composite(record=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=items).record
+    record = self._manager.restore(step, args=items).record
+    if record.get("schema") != SCHEMA:
+      raise ValueError(f"It is of schema {record.get('schema')}, this code reads {SCHEMA}.")
+    if record.pop("digest", None) != _json_digest(record):
+      raise ValueError("Its record is not what was written.")
+    return record
 
   def _read_state(self, step: int, template: Any, partial: bool) -> Any:
+    template = jax.tree.map(_with_sharding, template)
     item = ocp.args.PyTreeRestore(
       jax.eval_shape(lambda: template),
       restore_args=ocp.checkpoint_utils.construct_restore_args(template),
@@ -174,6 +234,10 @@ class Checkpointer:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       if isinstance(leaf, jax.ShapeDtypeStruct):
         raise ValueError(f"It has no {jax.tree_util.keystr(path)}.")
+    written = self._read_record(step)["digests"]
+    for name, digest in _digests(state).items():
+      if written.get(name) != digest:
+        raise ValueError(f"Its {name} is not what was written.")
     return state
 
   def _find_best(self) -> int | None:
@@ -183,14 +247,61 @@ class Checkpointer:
           return step
     return None
 
-  def _set_aside(self, steps) -> None:
-    """Renames, since a step that is still there could not be saved again when it comes."""
+  def _without_metadata(self) -> dict[int, str]:
+    """Steps of whose checkpoint Orbax cannot even read what it is -> the reason."""
+    damaged = {}
+    for path in self._directory.glob("*"):
+      if path.name.isdecimal():
+        metadata = ocp.path.step.Metadata(int(path.name), epath.Path(path))
+        try:
+          _ = metadata.commit_timestamp
+        except Exception as error:  # As in restore().
+          damaged[int(path.name)] = _first_line(error)
+    return damaged
+
+  def _rename_damaged(self, step: int) -> None:
+    """A step that is still there could not be saved again when it comes."""
     if partition.is_main():
-      for step in steps:
-        path = self._directory / str(step)
-        path.rename(path.with_name(f"{path.name}.damaged"))
+      path = self._directory / str(step)
+      path.rename(path.with_name(f"{path.name}.damaged"))
+
+  def _set_aside(self, steps) -> None:
+    for step in steps:
+      self._rename_damaged(step)
+    partition.barrier("damaged checkpoints are set aside")
     self._manager.reload()
     self._policy.best = self._find_best()
+
+
+def _digests(tree: Any) -> dict[str, int]:
+  """name of a leaf ("params/x") -> a number that changes with any of its bits."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  return dict(zip(names, map(int, jax.device_get([_digest(leaf) for _, leaf in leaves]))))
+
+
+@jax.jit
+def _digest(x: jax.Array) -> jax.Array:
+  """[] uint32; sums integers, so that it does not depend on which device holds what."""
+  x = jnp.asarray(x)
+  bits = x.astype(jnp.uint32)
+  if not jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != bool:
+    word = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+  place = layers.hashed_bits(jnp.array([1, 2], jnp.uint32), x.shape)
+  return jnp.sum(layers.hashed_words(bits ^ place), dtype=jnp.uint32)
+
+
+def _json_digest(record: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _with_sharding(leaf):
+  """A leaf that does not say where it belongs goes to this process's first device."""
+  if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return leaf
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:

@@ -22,6 +22,7 @@ from ml_collections import config_dict, config_flags
 
 from bbqrec_jax import (
   compile_cache,
+  diagnostics,
   optim,
   partition,
   plugins,
@@ -52,6 +53,7 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   """Runs what is not done yet, and returns the content of results.json."""
   print(f"Devices: {', '.join(str(device) for device in jax.devices())}", flush=True)
   partition.Partition(**config.parallel)  # Says early what does not fit.
+  diagnostics.parse_steps(config.profile_steps)
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
   check(config, dataset)
@@ -123,6 +125,7 @@ def check(config, dataset: Dataset) -> None:
     ),
     ("tokenizer.optimizer.schedule", config.tokenizer.optimizer.schedule, optim.SCHEDULES),
     ("generator.optimizer.schedule", config.generator.optimizer.schedule, optim.SCHEDULES),
+    ("dtype", config.dtype, ("float32", "bfloat16")),
     ("tokenizer.length_groups", config.tokenizer.length_groups, batches.LENGTH_GROUPS),
     ("generator.length_groups", config.generator.length_groups, batches.LENGTH_GROUPS),
     ("tokenizer.monitor", config.tokenizer.monitor, tokenizer.MONITORS),
@@ -184,6 +187,24 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
+  except OSError as error:  # A full disk, a mount that is gone: readers tell theirs themselves.
+    where = f"{error.filename}: " if error.filename else ""
+    print(
+      f"Error: {where}{error.strerror or error}. What is finished is kept; the same command goes "
+      "on.",
+      file=sys.stderr,
+    )
+    return 1
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    print(
+      f"Error: the connection to another process is lost ({str(error).splitlines()[0]}). Start all "
+      "of them again; the same command goes on from the last checkpoint.",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)  # An orderly end would wait for the process that is gone.
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return _SIGNALLED + stopped.signum

@@ -224,7 +224,7 @@ def fetch(tree: Any) -> Any:
   """Arrays of the devices, whole, as NumPy's; every process must ask."""
 
   def get(x):
-    if x.is_fully_addressable or x.is_fully_replicated:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
       return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
 

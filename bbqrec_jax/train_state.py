@@ -76,6 +76,7 @@ def make_train_step(
 def _summed(grad_fn: Callable, params, parts: Sequence, constants, key):
   """((loss, metrics), grads), each the sum over all micro-batches of all parts."""
 
+  @jax.jit  # So that it is traced once for all that have its shape.
   def one(micro_batch, key):
     (loss, (metrics, _)), grads = grad_fn(params, micro_batch, constants, key)
     return (loss, metrics), grads
@@ -100,6 +101,8 @@ def make_train_chunk(train_step: Callable, max_steps: int) -> Callable:
   name, of which the first `count` are meant.
   """
 
+  step_fn = jax.jit(train_step)  # So that it is traced once for its names and its steps.
+
   def train_chunk(state: TrainState, epoch, first, count, constants, key):
     batch_of = lambda step: jax.tree.map(
       lambda x: jax.lax.dynamic_index_in_dim(x, step, 0, False), epoch
@@ -107,10 +110,10 @@ def make_train_chunk(train_step: Callable, max_steps: int) -> Callable:
 
     def body(n, carry):
       state, collected = carry
-      state, metrics = train_step(state, batch_of(first + n), constants, key)
+      state, metrics = step_fn(state, batch_of(first + n), constants, key)
       return state, {name: collected[name].at[n].set(metrics[name]) for name in collected}
 
-    _, names = jax.eval_shape(train_step, state, batch_of(first), constants, key)
+    _, names = jax.eval_shape(step_fn, state, batch_of(first), constants, key)
     collected = {name: jnp.zeros(max_steps, jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, body, (state, collected))
 

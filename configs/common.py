@@ -103,6 +103,8 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     data = dict(source="synthetic")
   config.data = dict(data, modalities=modalities)
 
+  config.dtype = dtype = config_dict.FieldReference("float32")  # Of products; or "bfloat16".
+  config.profile_steps = ""  # "10:20": a profile of these steps of each stage, for TensorBoard.
   config.parallel = dict(
     mode="jit",  # Or "pmap": bbqrec_jax/partition.py.
     model=1,  # Devices that share a table; as many groups of them share a batch.
@@ -123,6 +125,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       sequence_encoder="srgnn" if arg.srgnn else "sasrec",
       sequence_kwargs=dict(width=128) | (dict() if arg.srgnn else dict(max_history=max_history)),
       dropout_rate=0.2,
+      dtype=dtype,
     ),
     recon_weights=dict(text=1.0, image=1.0),
     commitment_weight=0.25,  # alpha: BBQRec Eq. (9).
@@ -160,6 +163,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       num_decoder_layers=4,
       dropout_rate=0.1,
       encoder="causal" if arg.causal or arg.cpu else "bidirectional",
+      dtype=dtype,
       attention_backend="auto",  # Of similarity-enhanced attention: models/attention.py.
     ),
     inherit_codebooks=arg.inherited,

@@ -4,6 +4,8 @@ import gc
 import logging
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import chex
 import flax.struct
@@ -92,9 +94,21 @@ def test_save_in_the_background_survives_donation_and_changed_progress(tmp_path)
     assert checkpointer.restore(state).progress == {"losses": [0, -1, 1, -1, 2]}
 
 
+def damage(path: pathlib.Path, how: str, rng: np.random.Generator) -> None:
+  content = bytearray(path.read_bytes())
+  if how == "removed":
+    path.unlink()
+  elif how == "truncated":
+    path.write_bytes(content[: rng.integers(len(content))])
+  else:  # A bit in each of three bytes.
+    for at in rng.integers(0, len(content), 3):
+      content[at] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
 @pytest.mark.usefixtures("failed_reads")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("how", ["truncated", "removed"])
+@pytest.mark.parametrize("how", ["truncated", "removed", "flipped"])
 def test_damaged_newest_is_passed_over_whichever_file_it_is(tmp_path, caplog, how):
   save_steps(tmp_path / "whole", 2, 5, best=(2,))
   files = sorted(
@@ -106,10 +120,7 @@ def test_damaged_newest_is_passed_over_whichever_file_it_is(tmp_path, caplog, ho
   for i, file in enumerate(files):
     directory = tmp_path / str(i)
     shutil.copytree(tmp_path / "whole", directory)
-    if how == "truncated":
-      (directory / file).write_bytes(b"")
-    else:
-      (directory / file).unlink()
+    damage(directory / file, how, np.random.default_rng(i))
     with checkpoint.Checkpointer(directory) as checkpointer:
       restored = checkpointer.restore(make_state(0))
       chex.assert_trees_all_equal(restored.state, make_state(restored.step))  # Never a mixture.
@@ -121,6 +132,96 @@ def test_damaged_newest_is_passed_over_whichever_file_it_is(tmp_path, caplog, ho
       assert checkpointer.restore(make_state(0)).step == 5
   assert fallbacks >= 3  # At the least the array data, its index, and the progress.
   assert caplog.text.count("cannot be read") == fallbacks
+
+
+def test_a_state_that_reads_well_but_is_another_is_passed_over(tmp_path, monkeypatch, caplog):
+  """As damage that no file format notices: here a digest that is not of what was written."""
+  save_steps(tmp_path, 2)
+  digests = checkpoint._digests
+  for name in digests(make_state(0)):
+    wrong = lambda tree, name=name: digests(tree) | {name: 7}
+    directory = tmp_path.with_name(name.replace("/", "_"))
+    shutil.copytree(tmp_path, directory)
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoint, "_digests", wrong)
+      save_steps(directory, 3)
+    with checkpoint.Checkpointer(directory) as checkpointer:
+      assert checkpointer.restore(make_state(0)).step == 2
+    assert f"Its {name} is not what was written" in caplog.text
+
+
+def test_digests_change_with_every_bit_and_place_and_with_nothing_else():
+  state = jax.device_get(make_state(3))
+  expected = checkpoint._digests(state)
+  assert list(expected) == [
+    "step", "params/kernel", "params/table", "moments/0", "moments/1/count"
+  ]  # fmt: skip
+  assert checkpoint._digests(jax.tree.map(jnp.asarray, state)) == expected
+  for name, leaf in zip(expected, jax.tree.leaves(state)):
+    flat = np.array(leaf).reshape(-1)
+    others = [flat[::-1].reshape(leaf.shape)] if flat.size > 1 else []
+    for bit in range(8 * flat.itemsize):
+      changed = flat.copy()
+      changed.view(f"u{flat.itemsize}")[flat.size // 2] ^= np.array(1 << bit, f"u{flat.itemsize}")
+      others.append(changed.reshape(leaf.shape))
+    found = {checkpoint._digests({"x": other})["x"] for other in others}
+    assert expected[name] not in found and len(found) == len(others)
+
+
+def test_it_comes_back_on_other_devices(tmp_path):
+  devices = jax.devices()
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((4, 2), ("data", "model"), auto, devices=devices)
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+  state = {"table": jnp.arange(24.0).reshape(8, 3), "bias": jnp.arange(3.0)}
+  placed = state | {"table": jax.device_put(state["table"], spread)}
+  digests = checkpoint._digests(placed)
+  assert digests == checkpoint._digests(state)
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, placed, {}, best=True)
+    for template, where in (
+      (jax.eval_shape(lambda: state), {devices[0]}),
+      (placed | {"bias": jax.device_put(state["bias"], devices[3])}, set(devices)),
+    ):
+      restored = checkpointer.restore(template).state
+      chex.assert_trees_all_equal(restored, state)
+      assert restored["table"].devices() == where
+
+
+def test_another_schema_is_refused_by_its_number(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "SCHEMA", 0)
+    save_steps(tmp_path, 2)
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    with pytest.raises(UserError, match="It is of schema 0, this code reads 1"):
+      checkpointer.restore(make_state(0))
+
+
+FULL_DISK = """
+import resource, signal, sys
+import jax.numpy as jnp
+from bbqrec_jax import checkpoint
+from bbqrec_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Writing too much then fails as on a full disk.
+with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
+  checkpointer.save(1, {"x": jnp.arange(5)}, {}, best=False)
+  checkpointer.wait()
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+  try:
+    checkpointer.save(2, {"x": jnp.arange(1_000_000) ** 3}, {}, best=False)
+    checkpointer.wait()
+  except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path):
+  command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f"A checkpoint cannot be written to {tmp_path} (")
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    assert checkpointer.restore({"x": jnp.arange(5)}).step == 1
 
 
 def test_a_step_is_saved_once(tmp_path):

@@ -18,6 +18,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "optim",
     "checkpoint",
     "compile_cache",
+    "diagnostics",
     "partition",
     "metric_writer",
     "run_record",

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import time
 
 import chex
 import jax
@@ -97,6 +98,8 @@ def _fit(workdir, scores=None, **changes):
     monitor="score",
     patience=0,
     log_steps=LOG_STEPS,
+    examples_per_step=BATCH_SIZE,
+    workdir=workdir,
     chunk_steps=1,
   )
   with (
@@ -113,10 +116,14 @@ def _newest(workdir):
     return checkpointer.restore(train_state.create(params, TX, extra=jnp.zeros(())))
 
 
+SPEED = ("seconds_per_step", "examples_per_second")
+
+
 def _lines(workdir):
-  """[(step, metrics)] of metrics.jsonl."""
+  """[(step, metrics)] of metrics.jsonl, without speeds."""
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  return [(line["step"], line["metrics"]) for line in lines]
+  slower = lambda metrics: {name: x for name, x in metrics.items() if name not in SPEED}
+  return [(line["step"], slower(line["metrics"])) for line in lines]
 
 
 def _timeless(summary):
@@ -365,3 +372,69 @@ def test_fit_and_resume_compile_the_step_once(tmp_path):
   first = len(traces)
   _fit(tmp_path, train_chunk=train_chunk)
   assert len(traces) == first
+
+
+def test_speeds_are_reported_without_evaluations(tmp_path):
+  def eval_fn(params):
+    time.sleep(0.5)
+    return dict(score=0.0)
+
+  _fit(tmp_path, eval_fn=eval_fn, num_steps=9)
+  lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  lines = [line["metrics"] for line in lines if "loss" in line["metrics"]]
+  for metrics in lines[1:]:  # The first step is also compiled.
+    assert 0 < metrics["seconds_per_step"] < 0.1
+    per_second = BATCH_SIZE / metrics["seconds_per_step"]
+    assert math.isclose(metrics["examples_per_second"], per_second, rel_tol=1e-6)
+
+
+def test_what_is_not_finite_can_be_reproduced(tmp_path):
+  bad_step = 2 * EVAL_STEPS + 3  # From 1.
+  poisoned = lambda step: _batch(step, jitter=math.inf if step == bad_step - 1 else 0.1)
+  changes = dict(train_chunk=_train_chunk(64), chunk_steps=64, log_steps=100)
+  with pytest.raises(UserError, match=rf"step {bad_step}: .*are in .*toy_step_{bad_step}") as told:
+    _fit(tmp_path, epoch_fn=_epochs(poisoned), **changes)
+  folder = tmp_path / "not_finite" / f"toy_step_{bad_step}"
+  assert str(folder) in str(told.value)
+  params = dict(weight=jnp.zeros(WIDTH), age=jnp.zeros(()))
+  with checkpoint.Checkpointer(folder) as checkpointer:
+    kept = checkpointer.restore(train_state.create(params, TX, extra=jnp.zeros(())))
+  assert kept.step == int(kept.state.step) == bad_step - 1
+  epoch, step_of_epoch = divmod(bad_step - 1, STEPS_PER_EPOCH)
+  assert kept.progress["epoch"] == epoch and kept.progress["step_of_epoch"] == step_of_epoch
+  assert kept.progress["not_finite"] == ["grad_norm", "half", "loss"]
+  with np.load(folder / "batch.npz") as batch:
+    batch = dict(batch)
+  assert batch["jitter"] == math.inf
+  # The step goes wrong again, and only by its batch.
+  step = train_state.make_train_step(_loss_fn, TX, after_update=_grow)
+  for jitter, finite in ((batch["jitter"], False), (0.1, True)):
+    given = batch | dict(jitter=np.float32(jitter))
+    _, metrics = step(kept.state, given, jnp.asarray(INPUTS), jax.random.key(3))
+    assert np.isfinite(metrics["loss"]) == finite
+  assert float(kept.state.params["age"]) == bad_step - 1
+
+
+def test_what_is_not_finite_at_once_is_told_without_a_state(tmp_path):
+  poisoned = lambda step: _batch(step, jitter=math.nan)
+  with pytest.raises(UserError, match=r"toy, step 1: .*None came before it"):
+    _fit(tmp_path, epoch_fn=_epochs(poisoned))
+
+
+@pytest.mark.parametrize("steps", [(2, 4), (20, 90)])  # The second one outlasts the training.
+def test_a_profile_of_some_steps(tmp_path, steps, monkeypatch):
+  calls = []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(folder))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+  taken = []
+
+  def train_chunk(state, epoch, first, count, *args):
+    taken.append((int(state.step), count, len(calls) % 2 == 1))
+    return whole(state, epoch, first, count, *args)
+
+  whole = _train_chunk(64)
+  _fit(tmp_path, train_chunk=train_chunk, chunk_steps=64, profile_steps=steps)
+  assert calls == [tmp_path / "profile" / STAGE, "stop"]
+  for step, count, traced in taken:
+    assert traced == (steps[0] <= step < steps[1])
+    assert not any(step < bound < step + count for bound in steps)

@@ -49,10 +49,11 @@ def hashed_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   for axis in reversed(range(len(shape))):
     index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
     stride *= shape[axis]
-  return _lowbias32(_lowbias32(index ^ words[0]) ^ words[1])
+  return hashed_words(hashed_words(index ^ words[0]) ^ words[1])
 
 
-def _lowbias32(x: jax.Array) -> jax.Array:
+def hashed_words(x: jax.Array) -> jax.Array:
+  """lowbias32 of each element of x, uint32."""
   x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
   return x ^ (x >> 16)

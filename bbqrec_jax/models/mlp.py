@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class MLP(nn.Module):
@@ -11,10 +12,11 @@ class MLP(nn.Module):
 
   hidden_dims: Sequence[int]
   out_dim: int
+  dtype: str = "float32"  # Of products; parameters and the result are float32.
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., F] to [..., out_dim], float32."""
     for width in self.hidden_dims:
-      x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(self.out_dim)(x)
+      x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+    return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)

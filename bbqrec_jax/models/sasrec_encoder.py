@@ -1,7 +1,10 @@
 """SASRec as the sequence encoder f of BBQRec Eq. (11)."""
 
+import functools
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bbqrec_jax.models import layers
 
@@ -20,6 +23,7 @@ class Encoder(nn.Module):
   num_layers: int = 2
   num_heads: int = 2
   dropout_rate: float = 0.2
+  dtype: str = "float32"  # Of products; parameters, softmax and the result are float32.
 
   @nn.compact
   def __call__(self, v: jax.Array, items: jax.Array, deterministic: bool) -> jax.Array:
@@ -44,19 +48,23 @@ class Encoder(nn.Module):
     positions = self.param(
       "positions", nn.initializers.normal(0.01), (self.max_history, self.width)
     )
-    x = nn.Dense(self.width, name="in")(v) + positions[None, : items.shape[1]]
+    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+    x = dense(self.width, name="in")(v) + positions[None, : items.shape[1]]
     # The norm makes what follows independent of the scale of the tokenizer's latents.
-    x = dropout(nn.LayerNorm(name="in_norm")(x))
+    x = dropout(norm(name="in_norm")(x))
     mask = nn.make_causal_mask(items)  # [B, 1, T, T]
     for layer in range(self.num_layers):
       attention = nn.MultiHeadDotProductAttention(
         self.num_heads,
+        dtype=self.dtype,
+        force_fp32_for_softmax=True,
         dropout_rate=self.dropout_rate,
         deterministic=deterministic,
         name=f"attention_{layer}",
       )
-      x += dropout(attention(nn.LayerNorm(name=f"attention_norm_{layer}")(x), mask=mask))
-      y = nn.LayerNorm(name=f"mlp_norm_{layer}")(x)
-      y = nn.gelu(nn.Dense(4 * self.width, name=f"mlp_in_{layer}")(y))
-      x += dropout(nn.Dense(self.width, name=f"mlp_out_{layer}")(y))
-    return nn.Dense(self.out_dim, name="out")(nn.LayerNorm(name="out_norm")(x))
+      x += dropout(attention(norm(name=f"attention_norm_{layer}")(x), mask=mask))
+      y = norm(name=f"mlp_norm_{layer}")(x)
+      y = nn.gelu(dense(4 * self.width, name=f"mlp_in_{layer}")(y))
+      x += dropout(dense(self.width, name=f"mlp_out_{layer}")(y))
+    return dense(self.out_dim, name="out")(norm(name="out_norm")(x)).astype(jnp.float32)

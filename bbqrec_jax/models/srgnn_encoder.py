@@ -21,6 +21,7 @@ class Encoder(nn.Module):
   out_dim: int
   width: int = 128
   dropout_rate: float = 0.2
+  dtype: str = "float32"  # Of products with parameters; those, sums and the result are float32.
 
   @nn.compact
   def __call__(self, v: jax.Array, items: jax.Array, deterministic: bool) -> jax.Array:
@@ -44,9 +45,10 @@ class Encoder(nn.Module):
     visits = jnp.cumsum(node_at, axis=1)  # [B, T, T]: how often prefix t holds each node.
 
     def dense(num_outputs, name, use_bias=True):
-      return nn.Dense(num_outputs * self.width, use_bias=use_bias, name=name)
+      width = num_outputs * self.width
+      return nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)
 
-    x = nn.Dense(self.width, name="in")(v)  # [B, T, W]
+    x = dense(1, "in")(v).astype(jnp.float32)  # [B, T, W]
     x = layers.Dropout(self.dropout_rate)(x, deterministic)
     # Eqs. (1)-(5); what propagation changes is [B, T, T, .]: prefix, node.
     messages = jnp.einsum("btij,bjw->btiw", outgoing, dense(3, "out_edges", use_bias=False)(x))
@@ -65,7 +67,9 @@ class Encoder(nn.Module):
     alpha = nn.Dense(1, use_bias=False, name="alpha")(gate)[..., 0]  # [B, T, T]
     session = jnp.einsum("btiw,bti->btw", nodes, alpha * visits)  # s_g
     # Eq. (7).
-    return nn.Dense(self.out_dim, name="out")(jnp.concatenate([last, session], axis=-1))
+    return nn.Dense(self.out_dim, dtype=self.dtype, name="out")(
+      jnp.concatenate([last, session], axis=-1)
+    ).astype(jnp.float32)
 
 
 def first_occurrence(items: jax.Array) -> jax.Array:

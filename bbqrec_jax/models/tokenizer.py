@@ -53,6 +53,9 @@ class Model(nn.Module):
   sequence_encoder: str = "sasrec"  # bbqrec_jax/models/<name>_encoder.py.
   sequence_kwargs: Mapping[str, Any] | None = None  # Further arguments of that file's Encoder.
   dropout_rate: float = 0.2  # In the sequence encoder.
+  # Of products in encoders, decoders and the sequence encoder; parameters, distances, mutual
+  # information and losses are float32.
+  dtype: str = "float32"
   init_scale: float = 0.01  # Standard deviation of id embeddings, codebooks, missing inputs.
 
   @property
@@ -70,10 +73,10 @@ class Model(nn.Module):
       return {modality: make(modality) for modality in self.feature_dims}
 
     def encoder(_):
-      return mlp.MLP(tuple(self.hidden_dims), self.latent_dim)
+      return mlp.MLP(tuple(self.hidden_dims), self.latent_dim, self.dtype)
 
     def decoder(modality):
-      return mlp.MLP(tuple(self.hidden_dims)[::-1], self.feature_dims[modality])
+      return mlp.MLP(tuple(self.hidden_dims)[::-1], self.feature_dims[modality], self.dtype)
 
     if self.use_id:
       num_rows = -(-self.num_items // layers.TABLE_MULTIPLE) * layers.TABLE_MULTIPLE
@@ -101,6 +104,7 @@ class Model(nn.Module):
     self.sequence = module.Encoder(
       out_dim=num_signals * self.latent_dim,
       dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
       **(self.sequence_kwargs or {}),
     )
 

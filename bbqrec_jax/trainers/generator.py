@@ -11,6 +11,7 @@ import numpy as np
 
 from bbqrec_jax import (
   checkpoint,
+  diagnostics,
   loop,
   losses,
   metrics,
@@ -120,8 +121,11 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       monitor=section.monitor,
       patience=section.patience,
       log_steps=section.log_steps,
+      examples_per_step=data.num_examples / data.steps_per_epoch,
       checkpointer=checkpointer,
       writer=writer,
+      workdir=workdir,
+      profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
 
   results, ranks = {}, {}

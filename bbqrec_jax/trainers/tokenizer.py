@@ -12,6 +12,7 @@ import numpy as np
 
 from bbqrec_jax import (
   checkpoint,
+  diagnostics,
   loop,
   losses,
   metrics,
@@ -114,8 +115,11 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       monitor=section.monitor,
       patience=section.patience,
       log_steps=section.log_steps,
+      examples_per_step=data.num_examples / data.steps_per_epoch,
       checkpointer=checkpointer,
       writer=writer,
+      workdir=workdir,
+      profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
