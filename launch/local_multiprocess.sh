@@ -63,12 +63,13 @@ for ((i = 0; i < num_processes; i++)); do
   pids+=("$!")
 done
 
-failed=0      # The status of the first that failed.
-stopping=""   # Whether the processes were told to stop.
-deadline=""   # When those that are left are killed, by bash's clock.
+failed=0     # The status of the first that failed.
+stopping=""  # Whether the processes were told to stop.
+deadline=0   # When those that are left are killed, by bash's clock.
+exec 3>&2 2> /dev/null  # Where bash writes a line of its own for each process that a signal ended.
 while ((${#pids[@]})); do
   if [[ -n "$signal" ]]; then
-    kill -s "$signal" "${pids[@]}" 2> /dev/null || true
+    kill -s "$signal" "${pids[@]}" || true
     signal="" stopping=1
   fi
   running="$(jobs -pr)"
@@ -78,19 +79,19 @@ while ((${#pids[@]})); do
       wait "${pids[i]}" || status=$?
       unset "pids[i]"
       if ((status && !failed)); then
-        failed=$status
+        failed=$status first=$i
         deadline=$((SECONDS + ${BBQREC_GRACE_SECONDS:-60}))
       fi
     fi
   done
   if ((failed && ${#pids[@]})); then
     if [[ -z "$stopping" ]]; then
-      echo "launch/local_multiprocess.sh: a process ended with status $failed; stopping the" \
-        "others." >&2
-      kill "${pids[@]}" 2> /dev/null || true
+      echo "launch/local_multiprocess.sh: process $first ended with status $failed; stopping the" \
+        "others." >&3
+      kill "${pids[@]}" || true
       stopping=1
     elif ((SECONDS >= deadline)); then
-      kill -KILL "${pids[@]}" 2> /dev/null || true
+      kill -KILL "${pids[@]}" || true
     fi
   fi
   sleep 0.2 || true  # The terminal's Ctrl-C ends it.

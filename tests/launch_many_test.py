@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import tomllib
+from typing import ClassVar
 
 import pytest
 from absl import flags
@@ -61,6 +62,7 @@ def clone(tmp_path):
   class Clone:
     calls_dir = tmp_path / "calls"
     bin_dir = tmp_path / "bin"
+    started: ClassVar[list[subprocess.Popen]] = []
 
     def add(self, name: str, body: str) -> None:
       _write_script(self.bin_dir / name, f"#!/usr/bin/env bash\n{body}")
@@ -68,7 +70,7 @@ def clone(tmp_path):
     def start(self, *command: str, **env: str) -> subprocess.Popen:
       inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
       inherited |= dict(PATH=f"{self.bin_dir}:{os.environ['PATH']}", CALLS=str(self.calls_dir))
-      return subprocess.Popen(
+      process = subprocess.Popen(
         command,
         cwd=root,
         env=inherited | env,
@@ -77,6 +79,8 @@ def clone(tmp_path):
         text=True,
         start_new_session=True,  # A group of its own, for signals such as a terminal sends.
       )
+      self.started.append(process)
+      return process
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess:
       process = self.start(*command, **env)
@@ -88,15 +92,22 @@ def clone(tmp_path):
       calls = [Call(path) for path in self.calls_dir.glob("call-*")]
       return sorted(calls, key=lambda call: call.args[-1])
 
-    def wait_for_calls(self, count: int) -> None:
-      _wait_until(lambda: len(self.calls()) == count)
+    def running(self) -> list[int]:
+      """The process ids of the Pythons that have not ended."""
+      pids = [int(path.name.removeprefix("call-")) for path in self.calls_dir.glob("call-*")]
+      return [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
 
   clone = Clone()
   clone.root = root
   clone.calls_dir.mkdir()
   clone.bin_dir.mkdir()
   _write_script(root / ".venv" / "bin" / "python", PYTHON)
-  return clone
+  yield clone
+  for process in clone.started:  # What a failed test left behind.
+    if process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
+  for pid in clone.running():
+    os.kill(pid, signal.SIGKILL)
 
 
 def _write_script(path: pathlib.Path, text: str) -> None:
@@ -172,34 +183,37 @@ def test_local_refuses_what_is_no_number_of_processes(clone, count):
   assert not clone.calls() and len(done.stderr.splitlines()) == 1
 
 
-WAIT = "while :; do sleep 0.05; done"
+READY = 'touch "$CALLS/ready-$JAX_LOCAL_DEVICE_IDS"'
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_signals_on_once(clone, signum):
-  note = f"trap 'echo signalled >> \"$CALLS/signals\"; exit {128 + signum}' {signum:d}; {WAIT}"
-  process = clone.start(LOCAL, "2", *ARGS, DO=f"{note}")
-  clone.wait_for_calls(2)
-  time.sleep(0.2)  # For the traps.
+  note = f"trap 'echo signalled >> \"$CALLS/signals\"' {signum:d}"
+  wait = 'until [[ -s "$CALLS/signals" ]]; do sleep 0.05; done; sleep 1; echo saved'
+  process = clone.start(LOCAL, "2", *ARGS, DO=f"{note}; {READY}; {wait}; exit {128 + signum}")
+  _wait_until(lambda: len(list(clone.calls_dir.glob("ready-*"))) == 2)
   os.killpg(process.pid, signum)  # To everything of a terminal's group, as Ctrl-C does.
-  process.communicate(timeout=30)
+  out, _ = process.communicate(timeout=30)
   assert process.returncode == 128 + signum
+  assert sorted(out.splitlines()) == ["[1] saved", "saved"]
   assert (clone.calls_dir / "signals").read_text().split() == ["signalled"] * 2
 
 
 def test_local_stops_the_others_when_one_fails(clone):
-  fail = 'if [[ "$JAX_LOCAL_DEVICE_IDS" == 1 ]]; then echo broken; exit 7; fi'
-  # Process 2 does not listen, so that it has to be killed.
-  wait = f'[[ "$JAX_LOCAL_DEVICE_IDS" == 2 ]] && trap "" TERM; {WAIT}'
-  done = clone.run(LOCAL, "3", *ARGS, DO=f"{fail}; {wait}", BBQREC_GRACE_SECONDS="1")
-  assert done.returncode == 7
-  assert "[1] broken" in done.stdout and "ended with status 7" in done.stderr
-  for path in clone.calls_dir.glob("call-*"):
-    assert not pathlib.Path("/proc", path.name.removeprefix("call-")).exists()
+  fails = 'until [[ -e "$CALLS/ready-0" && -e "$CALLS/ready-2" ]]; do sleep 0.05; done; exit 7'
+  waits = f'trap "echo told; exit 143" TERM; {READY}; while :; do sleep 0.05; done'
+  is_deaf = f'trap "" TERM; {READY}; while :; do sleep 0.05; done'  # It has to be killed.
+  ways = f"case $JAX_LOCAL_DEVICE_IDS in 0) {waits} ;; 1) {fails} ;; 2) {is_deaf} ;; esac"
+  done = clone.run(LOCAL, "3", *ARGS, DO=ways, BBQREC_GRACE_SECONDS="1")
+  assert done.returncode == 7 and "process 1 ended with status 7" in done.stderr
+  assert "told" in done.stdout
+  assert "Killed" not in done.stderr  # Which bash would say, with the script's text.
+  assert len(clone.calls()) == 3 and not clone.running()
 
 
 SRUN = r"""
 printf "%s\n" "srun $*" >> "$CALLS/slurm"
+compgen -G ".venv/installed*" > /dev/null || echo "nothing is installed" >> "$CALLS/slurm"
 while [[ "$1" == --* ]]; do shift; done
 "$@"
 exit "$STATUS"
@@ -355,9 +369,9 @@ def test_tpu_stop_signals_every_host_and_waits(tpu):
     processes.append(process)
     (host / "pids").write_text(str(process.pid))
   stop = tpu.start(TPU, "stop", "pod", **tpu.env)
-  assert [process.wait(timeout=30) for process in processes] == [143, 143]
-  stop.communicate(timeout=30)
+  _wait_until(lambda: [process.poll() for process in processes] and stop.poll() is not None)
   assert stop.returncode == 0
+  assert [process.returncode for process in processes] == [143, 143]
   assert tpu.run(TPU, "stop", "pod", **tpu.env).returncode == 0  # Nothing is left to stop.
 
 
