@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 from collections.abc import Callable
 
 import hypothesis
@@ -190,13 +191,15 @@ def test_records_that_lack_something(finished, workdir, case):
 
 @pytest.mark.parametrize("name", ["stages", "metrics.jsonl"])
 @pytest.mark.parametrize("kind", ["file", "folder", "loop"])
-def test_what_a_run_writes_into_is_something_else(finished, workdir, name, kind):
+def test_what_a_run_writes_into_is_something_else(finished, workdir, capsys, name, kind):
   for done in ("results.json", "stages/tokenizer.json"):
     (workdir / done).unlink()
   path = workdir / name
   shutil.rmtree(path) if path.is_dir() else path.unlink()
   dict(EDITS, file=lambda path: path.write_text(""))[kind](path)
-  said = run(finished, workdir)
+  flags = dict(config=finished.config, workdir=str(workdir), distributed=False, coordinator=None)
+  call = functools.partial(main.main, [], types.SimpleNamespace(**flags))
+  said = malformed.command_outcome(call, capsys, workdir)
   # A folder of stages, a file of metrics and a link for either are as they should be.
   fine = (name, kind) in (
     ("stages", "folder"),
