@@ -234,6 +234,11 @@ class Checkpointer:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       if isinstance(leaf, jax.ShapeDtypeStruct):
         raise ValueError(f"It has no {jax.tree_util.keystr(path)}.")
+    wanted = jax.tree.leaves(template)
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), wanted):
+      if leaf.shape != like.shape:  # Orbax does not mind.
+        name = jax.tree_util.keystr(path)
+        raise ValueError(f"Its {name} is of shape {leaf.shape}, not {like.shape}.")
     written = self._read_record(step)["digests"]
     for name, digest in _digests(state).items():
       if written.get(name) != digest:

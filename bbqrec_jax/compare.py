@@ -4,15 +4,15 @@ python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 """
 
 import argparse
-import json
+import os
 import pathlib
 import sys
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
 from bbqrec_jax import metrics, run_record
+from bbqrec_jax.data import npz
 from bbqrec_jax.errors import UserError
 
 KS = (5, 10)
@@ -40,13 +40,9 @@ def load(folder: str, split: str) -> Run:
     UserError: the file or the split is missing, or unreadable.
   """
   path = pathlib.Path(folder) / "ranks.npz"
-  if not path.is_file():
+  if not os.path.isfile(path):  # Unlike pathlib's, False also for what can be no name.
     raise UserError(f"{path} does not exist; give the workdir of a run that has been evaluated.")
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      arrays = dict(arrays)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path} cannot be read ({error}); evaluate the run again.") from error
+  arrays = npz.read(path, (), "evaluate the run again")
   ranks, user_ids = arrays.get(split), arrays.get("user_ids")
   if ranks is None:
     raise UserError(f"{path} has no ranks of the {split} split, only {sorted(arrays)}.")
@@ -55,16 +51,15 @@ def load(folder: str, split: str) -> Run:
     raise UserError(f"{path}: {split} must be ranks from 1 of at least two users.")
   if user_ids is not None and user_ids.shape != ranks.shape:
     raise UserError(f"{path} has {user_ids.size} user_ids for {len(ranks)} ranks of {split}.")
+  if user_ids is not None and user_ids.dtype.kind not in "USiu":
+    raise UserError(f"{path}: user_ids must be text or whole numbers, not {user_ids.dtype}.")
   return Run(_name(path.parent), ranks, user_ids)
 
 
 def _name(folder: pathlib.Path) -> str:
   """The run's own name, or else its folder's."""
   path = folder / "results.json"
-  try:
-    results = json.loads(path.read_text()) if path.exists() else {}
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read as JSON ({error}); evaluate the run again.") from error
+  results = run_record.read_json(path) if path.exists() else {}
   return str(results.get("name", folder.resolve().name))
 
 
@@ -158,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
       if not args.out.parent.is_dir():
         raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
-      run_record.write_json(args.out, record(a, b, args.split))
+      run_record.write_output(args.out, record(a, b, args.split))
   except UserError as error:
     print(error, file=sys.stderr)
     return 1

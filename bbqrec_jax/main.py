@@ -5,7 +5,6 @@ python -m bbqrec_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -22,48 +21,65 @@ from ml_collections import config_dict, config_flags
 
 from bbqrec_jax import (
   compile_cache,
-  diagnostics,
-  optim,
   partition,
   plugins,
   recommend,
   report,
   run_record,
+  validate,
 )
-from bbqrec_jax.data import batches, statistics
+from bbqrec_jax.data import semantic_ids, statistics
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
-from bbqrec_jax.models import attention, generator
-from bbqrec_jax.trainers import tokenizer
 
 _SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
 RESULTS_FILE = "results.json"
+# What the records of the stages must hold, beside what they all do.
+_OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"))
 
 
 def load_dataset(config) -> Dataset:
   """The dataset of a config's `data` section: bbqrec_jax/data/<source>.py reads it."""
   arguments = config.data.to_dict()
-  return plugins.load("data", arguments.pop("source"), "data.source").load(**arguments)
+  return plugins.load("data", arguments.pop("source"), "data.source", "load").load(**arguments)
 
 
 def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
-  """Runs what is not done yet, and returns the content of results.json."""
+  """Runs what is not done yet, and returns the content of results.json.
+
+  Raises:
+    UserError: what is wrong with the config, the data or the workdir. Before anything is computed,
+      where that can be seen then; the workdir is not made for a run that cannot start.
+  """
+  validate.check_config(config.to_dict())
   print(f"Devices: {', '.join(str(device) for device in jax.devices())}", flush=True)
   partition.Partition(**config.parallel)  # Says early what does not fit.
-  diagnostics.parse_steps(config.profile_steps)
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
-  check(config, dataset)
+  validate.check_data(config, dataset)
+  if "tokenizer" not in config.stages:
+    semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.
+  try:
+    return _run_stages(config, dataset, workdir)
+  except OSError as error:
+    raise UserError(
+      f"{error.filename or workdir}: {error.strerror or error}; what is saved stays as it is, and "
+      "the same command goes on once this is mended."
+    ) from error
 
+
+def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:
   results_path = workdir / RESULTS_FILE
   if results_path.exists():
+    results = run_record.read_json(results_path, ("stages", "provenance"))
+    _check_whole(results, results_path)
     print(f"All stages are done; {results_path} stands as it is.", flush=True)
-    return json.loads(results_path.read_text(encoding="utf-8"))
+    return results
   records = {}
   (workdir / "stages").mkdir(exist_ok=True)
   with MetricWriter(workdir) as writer:
@@ -72,12 +88,13 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
       if path.exists():
         print(f"{stage}: done before.", flush=True)
       else:
-        trainer = plugins.load("trainers", stage, "stages")
+        trainer = plugins.load("trainers", stage, "stages", "train")
         record = trainer.train(config, dataset, workdir, writer)
         if partition.is_main():
           run_record.write_json(path, record)
         partition.barrier(stage)
-      records[stage] = json.loads(path.read_text(encoding="utf-8"))
+      needed = ("seconds", "peak_memory_mb", *_OF_STAGE.get(stage, ()))
+      records[stage] = run_record.read_json(path, needed)
 
   last = records[config.stages[-1]]
   results = {split: last[split] for split in ("valid", "test") if split in last}
@@ -95,55 +112,20 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
     ),
     provenance=run_record.provenance(),
   )
+  _check_whole(results, workdir / "stages")
   if partition.is_main():
     run_record.write_json(results_path, results)
   return results
 
 
-def check(config, dataset: Dataset) -> None:
-  """Refuses what cannot work before any long work starts; warns where it can still run.
-
-  Raises UserError.
-  """
-  batch_size = config.tokenizer.batch_size
-  if dataset.num_users < 2 or dataset.num_items < 2:
+def _check_whole(results: dict, path: pathlib.Path) -> None:
+  """Raises UserError if the results, read from the path, cannot be shown."""
+  try:
+    report.format_results(results)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f"{dataset.name}: {dataset.num_users} users and {dataset.num_items} items are left; at "
-      "least 2 of each are needed. Lower data.min_interactions or bring more data."
-    )
-  if dataset.num_users < batch_size:
-    raise UserError(
-      f"{dataset.name}: {dataset.num_users} users are fewer than tokenizer.batch_size="
-      f"{batch_size}; lower tokenizer.batch_size (and generator.batch_size)."
-    )
-  for key, value, allowed in (
-    ("generator.model.encoder", config.generator.model.encoder, generator.ENCODERS),
-    (
-      "generator.model.attention_backend",
-      config.generator.model.attention_backend,
-      attention.BACKENDS,
-    ),
-    ("tokenizer.optimizer.schedule", config.tokenizer.optimizer.schedule, optim.SCHEDULES),
-    ("generator.optimizer.schedule", config.generator.optimizer.schedule, optim.SCHEDULES),
-    ("dtype", config.dtype, ("float32", "bfloat16")),
-    ("tokenizer.length_groups", config.tokenizer.length_groups, batches.LENGTH_GROUPS),
-    ("generator.length_groups", config.generator.length_groups, batches.LENGTH_GROUPS),
-    ("tokenizer.monitor", config.tokenizer.monitor, tokenizer.MONITORS),
-    ("generator.monitor", config.generator.monitor, ranking.NAMES),
-  ):
-    if value not in allowed:
-      raise UserError(f"{key}={value!r} must be one of {', '.join(map(str, allowed))}.")
-  num_signals = config.tokenizer.model.use_id + len(dataset.features)
-  if not num_signals:
-    raise UserError("No signal is left: the id is switched off and no item has text or image.")
-  num_ids = float(config.codebook_size) ** (config.num_levels * num_signals)
-  if num_ids < 10 * dataset.num_items:
-    print(
-      f"Warning: {config.codebook_size} codes at {config.num_levels} levels of {num_signals} "
-      f"signals give {num_ids:.3g} semantic IDs for {dataset.num_items} items; many items will "
-      "share one. Raise codebook_size or num_levels.",
-      file=sys.stderr,
-    )
+      f"{path} is damaged ({error!r}); remove it, and the same command makes it again."
+    ) from error
 
 
 def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
@@ -169,6 +151,8 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   workdir = pathlib.Path(flag_values.workdir).expanduser()
   config = config_dict.FrozenConfigDict(flag_values.config)
   try:
+    if not flag_values.workdir:  # An unset variable of a shell; it would be the current folder.
+      raise UserError("--workdir is empty; give a folder.")
     if flag_values.distributed or flag_values.coordinator:
       partition.initialize(
         coordinator=flag_values.coordinator,
@@ -247,7 +231,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
     rest = flag_values(argv)
     flag_values.config.is_locked  # noqa: B018  A file that cannot be read raises only when used.
     return rest
-  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+  except SyntaxError as error:
+    print(f"Error: {error.filename}:{error.lineno}: {error.msg}.", file=sys.stderr)
+    sys.exit(1)
+  except (
+    flags.Error, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError
+  ) as error:  # fmt: skip
     print(f"Error: {_flag_error(error)}", file=sys.stderr)
     sys.exit(1)
 

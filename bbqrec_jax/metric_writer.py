@@ -51,18 +51,16 @@ class MetricWriter:
       self._events(stage).add_scalar(tag, value, step)
 
   def truncate(self, stage: str, step: int) -> None:
-    """Drops what `stage` wrote after `step`, the step that a resumed run goes on from."""
+    """Drops what `stage` wrote after `step`, the step that a resumed run goes on from.
+
+    Damaged lines, which nothing could read, go too.
+    """
     if not self._active or not self._path.exists():
       return
-    lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines]
-    kept = [
-      line
-      for line, record in zip(lines, records)
-      if record["stage"] != stage or record["step"] <= step
-    ]
+    lines = self._path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _stays(line, stage, step)]
     temporary = self._path.with_name(f"{self._path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, self._path)
     if stage in self._event_writers:
       self._event_writers.pop(stage).close()
@@ -87,3 +85,12 @@ class MetricWriter:
         str(self._event_dir / stage), purge_step=purge_step
       )
     return self._event_writers[stage]
+
+
+def _stays(line: bytes, stage: str, step: int) -> bool:
+  """Whether the line is of another stage, or of this step or before; a damaged line is not."""
+  try:
+    record = json.loads(line)
+    return record["stage"] != stage or record["step"] <= step
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return False

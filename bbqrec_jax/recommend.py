@@ -5,7 +5,6 @@ python -m bbqrec_jax.recommend --workdir=runs/beauty --input=histories.csv --out
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -17,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, compile_cache, losses
+from bbqrec_jax import checkpoint, compile_cache, losses, run_record
 from bbqrec_jax.data import scaling, semantic_ids, table
 from bbqrec_jax.data.dataset import MODALITIES
 from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
 from bbqrec_jax.decoding import trie as trie_lib
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.rules import Whole
 from bbqrec_jax.trainers import generator as generator_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
@@ -60,23 +60,34 @@ class Recommender:
   def load(cls, workdir: str | os.PathLike) -> "Recommender":
     """Loads the selected parameters of a finished run.
 
-    Raises UserError if the workdir does not hold one.
+    Raises UserError if the workdir does not hold one, or a damaged one.
     """
     workdir = pathlib.Path(workdir).expanduser()
     for path in (workdir / "checkpoints" / generator_trainer.STAGE, workdir / "config.json"):
-      if not path.exists():
+      if not os.path.exists(path):  # Unlike pathlib's, False also for what can be no name.
         raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
-    stored = json.loads(path.read_text(encoding="utf-8"))["config"]
-    config = config_dict.FrozenConfigDict(stored)
+    stored = run_record.read_json(path, ("config",))["config"]
     ids = semantic_ids.load(workdir)
-    model = generator_trainer.make_model(config.generator, ids)
-    template = jax.eval_shape(
-      lambda codes, vectors: generator_trainer.init_params(
-        model, jax.random.key(0), generate_lib.Catalogue(codes, vectors), config.max_history
-      ),
-      ids.codes,
-      ids.vectors,
-    )
+    try:
+      config = config_dict.FrozenConfigDict(stored)
+      if not Whole(1).allows(config.generator.num_beams):
+        raise ValueError(f"generator.num_beams={config.generator.num_beams!r}")
+      model = generator_trainer.make_model(config.generator, ids)
+      template = jax.eval_shape(
+        lambda codes, vectors: generator_trainer.init_params(
+          model, jax.random.key(0), generate_lib.Catalogue(codes, vectors), config.max_history
+        ),
+        ids.codes,
+        ids.vectors,
+      )
+    except UserError:
+      raise
+    except Exception as error:  # Flax and JAX raise kinds of their own.
+      reason = " ".join(f"{type(error).__name__}: {error}".split())
+      raise UserError(
+        f"{path} is damaged or another run's, no generator can be made of it ({reason}); give the "
+        "--workdir of a finished run."
+      ) from error
     params = _restore_params(workdir, generator_trainer.STAGE, template)
     return cls(config, ids, params, workdir)
 
@@ -128,7 +139,8 @@ class Recommender:
     # Seen items may hold all the first places, so that many more are asked for; in multiples, so
     # that few programs are compiled.
     num_seen = -(-num_seen // max_history) * max_history
-    items, scores = self._decode(array[rows], k + num_seen, search)
+    num_results = min(k + num_seen, len(self._ids.item_ids))  # There are no more to find.
+    items, scores = self._decode(array[rows], num_results, search)
     results = [
       Recommended([], [], [], [i for i in history if i not in self._index]) for history in histories
     ]
@@ -203,7 +215,7 @@ class Recommender:
     a server calls this before its first request.
     """
     for batch_size in _BATCH_SIZES:
-      self._program(batch_size, k)
+      self._program(batch_size, min(k, len(self._ids.item_ids)))
 
   def _program(self, batch_size: int, num_results: int):
     """The compiled decoding of so many histories at a time."""
@@ -320,7 +332,7 @@ def _recommend_table(recommender: Recommender, args) -> None:
   )
   unknown = {item for result in results for item in result.unknown}
   empty = [user for user, result in zip(log.user_ids, results) if not result.item_ids]
-  if len(empty) == len(results):
+  if len(empty) == len(log.user_ids):  # Also of a table without rows.
     raise UserError(f"{args.input}: no history holds an item of the catalogue.")
   _report_unknown(sorted(unknown))
   if empty:
@@ -376,9 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = recommender.recommend(
       [history], args.k, filter_seen=args.filter_seen, search=args.search
     )[0]
-    _report_unknown(result.unknown)
     if not result.item_ids:
       raise UserError("The history holds no item of the catalogue; give at least one known id.")
+    _report_unknown(result.unknown)
     for rank, (item, score, title) in enumerate(
       zip(result.item_ids, result.scores, result.titles), start=1
     ):

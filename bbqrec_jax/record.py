@@ -5,6 +5,7 @@ python -m bbqrec_jax.record runs/beauty --out=results/beauty.json --plot=results
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,29 +29,37 @@ def make_record(workdir: pathlib.Path) -> dict:
   """
   files = [workdir / name for name in ("config.json", "results.json")]
   for path in files:
-    if not path.exists():
+    if not os.path.exists(path):  # Unlike pathlib's, False also for what can be no name.
       raise UserError(f"{path} does not exist; finish the run first.")
-  config, results = (json.loads(path.read_text(encoding="utf-8")) for path in files)
+  config = run_record.read_json(files[0], ("config", "provenance"))
+  results = run_record.read_json(files[1])
   if "test" not in results:
     raise UserError(f"{workdir} ran the tokenizer alone; only a run with a generator has a record.")
-  record = {name: results[name] for name in ("valid", "test", "popularity", "codebook", "data")}
-  if results["data"]["name"] in PAPER:
-    record["paper_test"] = PAPER[results["data"]["name"]]
-  # The command and commit that the run was started with, not those of a later resumption.
-  record["provenance"] = config["provenance"]
-  record["finished"] = results["provenance"]["date"]
-  return record | dict(stages=results["stages"], config=config["config"])
+  try:
+    record = {name: results[name] for name in ("valid", "test", "popularity", "codebook", "data")}
+    if results["data"]["name"] in PAPER:
+      record["paper_test"] = PAPER[results["data"]["name"]]
+    # The command and commit that the run was started with, not those of a later resumption.
+    record["provenance"] = config["provenance"]
+    record["finished"] = results["provenance"]["date"]
+    return record | dict(stages=results["stages"], config=config["config"])
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f"{files[1]} is damaged ({error!r}); remove it, and run the training's command again."
+    ) from error
 
 
 def plot_curves(workdir: pathlib.Path, path: pathlib.Path) -> None:
-  """Loss and validation metrics over epochs, a row for each stage."""
+  """Loss and validation metrics over epochs, a row for each stage.
+
+  Raises UserError if metrics.jsonl is missing or damaged, or the figure cannot be written.
+  """
   import matplotlib  # An extra, for figures alone.
 
   matplotlib.use("agg")
   import matplotlib.pyplot as plt
 
-  lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  records = [json.loads(line) for line in lines]
+  records = _read_metrics(workdir / "metrics.jsonl")
   stages = list(dict.fromkeys(record["stage"] for record in records))
   fig, axes = plt.subplots(len(stages), 2, figsize=(10, 3.2 * len(stages)), squeeze=False)
   for row, stage in zip(axes, stages, strict=True):
@@ -67,8 +76,31 @@ def plot_curves(workdir: pathlib.Path, path: pathlib.Path) -> None:
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
   fig.tight_layout()
-  fig.savefig(path, dpi=110)
-  plt.close(fig)
+  try:
+    fig.savefig(path, dpi=110)
+  except (OSError, ValueError) as error:  # A ValueError tells of an unknown kind of figure.
+    raise UserError(f"{path} cannot be written ({error}).") from error
+  finally:
+    plt.close(fig)
+
+
+def _read_metrics(path: pathlib.Path) -> list[dict]:
+  """The lines of metrics.jsonl; raises UserError for the first one that is damaged."""
+  try:
+    lines = path.read_bytes().splitlines()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
+  records = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      record = json.loads(line)
+      record["stage"], record["step"], record["metrics"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+      raise UserError(f"{path}:{number} is no line of metrics; remove it.") from error
+    records.append(record)
+  if not records:
+    raise UserError(f"{path} holds no metrics; finish the run first.")
+  return records
 
 
 def _plot(axis, records: list[dict], names: Sequence[str]) -> None:
@@ -86,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--plot", type=pathlib.Path, help="curves, .png (extra [report])")
   args = parser.parse_args(argv)
   try:
-    run_record.write_json(args.out, make_record(args.workdir))
+    record = make_record(args.workdir)
     if args.plot:
       plot_curves(args.workdir, args.plot)
+    run_record.write_output(args.out, record)
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1

@@ -11,7 +11,7 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,8 +53,39 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   path = pathlib.Path(path)
   text = json.dumps(to_jsonable(obj), indent=2, allow_nan=False) + "\n"
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)  # It is still there only if something went wrong.
+
+
+def write_output(path: str | os.PathLike, obj: Any) -> None:
+  """`write_json` to where a user asked for it; raises UserError if that is not possible."""
+  try:
+    write_json(path, obj)
+  except OSError as error:
+    raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
+
+
+def read_json(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, Any]:
+  """What `write_json` wrote: an object with at least these keys.
+
+  Raises:
+    UserError: it cannot be read, or is no such object; says what to do.
+  """
+  again = "remove it, and the command that wrote it makes it again"
+  try:
+    record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"{path} cannot be read as JSON ({reason}); {again}.") from error
+  if not isinstance(record, dict):
+    raise UserError(f"{path} is damaged, it holds no JSON object; {again}.")
+  for key in keys:
+    if key not in record:
+      raise UserError(f"{path} is damaged, it has no {key!r}; {again}.")
+  return record
 
 
 def provenance() -> dict[str, Any]:
@@ -106,7 +137,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint:
     raise UserError(
       f"Cannot write to workdir {workdir} ({error.strerror or error}); give another --workdir."
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"{path} is not the record of a run ({error}); give another --workdir, or remove this one."
     ) from error

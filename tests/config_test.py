@@ -66,8 +66,8 @@ def test_values_named_once_reach_every_section():
 
 
 def test_a_run_reads_every_field():
-  # latent_dim is only the name by which the sections' own fields are set together.
-  assert smoke_run.finished().unread == {"latent_dim"}
+  # These are only the names by which the sections' own fields are set together.
+  assert smoke_run.finished().unread == {"latent_dim", "dtype"}
 
 
 def parse(monkeypatch, *args: str) -> flags.FlagValues:

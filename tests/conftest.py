@@ -11,6 +11,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax  # noqa: E402  It reads the environment.
 import pytest  # noqa: E402
 
+from tests import malformed  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -19,3 +21,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def key():
   """The run's one key; fold a number into it where several are needed."""
   return jax.random.key(0)
+
+
+@pytest.fixture
+def counted(record_property):
+  """Notes how many malformed inputs a test fed, for the sum at the end."""
+  before = malformed.num_fed()
+  yield
+  record_property(malformed.PROPERTY, malformed.num_fed() - before)
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Says how many malformed inputs all tests fed, those of other processes too."""
+  reports = [report for reports in terminalreporter.stats.values() for report in reports]
+  total = sum(
+    count
+    for report in reports
+    if getattr(report, "when", None) == "teardown"  # Whose properties are complete.
+    for name, count in report.user_properties
+    if name == malformed.PROPERTY
+  )
+  if total:
+    terminalreporter.write_line(f"{total} malformed inputs: each refused in a sentence, or fine.")

@@ -117,6 +117,8 @@ def test_checksums_are_recorded_and_hold(tmp_path, monkeypatch):
   path = tmp_path / "file"
   path.write_bytes(b"content")
   digest = download.verify(str(path))
+  assert not (tmp_path / "checksums.json").exists()  # Only of what was found good.
+  download.remember(str(path), digest)
   record = json.loads((tmp_path / "checksums.json").read_text())["file"]
   assert record["sha256"] == digest == cache.sha256(str(path))
   with monkeypatch.context() as patch:  # Not read again while nothing has changed.

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "bbqrec_jax"
 ROWS = (  # From the top down; a folder stands for all its files.
-  ("main", "recommend", "compare", "record", "report"),
+  ("main", "validate", "recommend", "compare", "record", "report"),
   ("trainers",),
   ("loop",),
   ("evaluators",),
@@ -27,7 +27,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
   ("models", "decoding"),
   ("losses", "metrics"),
   ("data",),
-  ("plugins",),
+  ("plugins", "rules"),
   ("errors",),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

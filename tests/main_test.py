@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from bbqrec_jax import main, metrics, partition
+from bbqrec_jax import main, metrics, partition, validate
 from bbqrec_jax.errors import Stopped, UserError
 from tests import smoke_run
 
@@ -205,9 +205,9 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, capsys, changes, said):
 
 def test_too_few_codes_are_worth_a_warning_with_numbers(finished, capsys):
   dataset = main.load_dataset(finished.config)
-  main.check(finished.config, dataset)
+  validate.check_data(finished.config, dataset)
   assert capsys.readouterr().err == ""
-  main.check(smoke_run.make_config(num_levels=2, codebook_size=2), dataset)
+  validate.check_data(smoke_run.make_config(num_levels=2, codebook_size=2), dataset)
   said = capsys.readouterr().err
   assert said.startswith("Warning: 2 codes at 2 levels of 3 signals give 64 semantic IDs")
   assert "for 69 items" in said

@@ -89,3 +89,14 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, torn):
   with metric_writer.MetricWriter(tmp_path) as writer:
     writer.write(2, "ranker", {"loss": 1.0})
   assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
+
+
+def test_truncate_drops_damaged_lines(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  with metric_writer.MetricWriter(tmp_path) as writer:
+    writer.write(1, "ranker", {"loss": 1.0})
+  damaged = (b"{", b"\xff\xfe", b"\0" * 50, b"[]", b"{}", b'{"stage": "ranker", "step": "2"}')
+  path.write_bytes(b"\n".join((*damaged, path.read_bytes())))
+  with metric_writer.MetricWriter(tmp_path) as writer:
+    writer.truncate("ranker", 1)
+  assert [line["step"] for line in read_lines(tmp_path)] == [1]

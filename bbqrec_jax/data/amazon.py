@@ -13,9 +13,9 @@ import numpy as np
 
 from bbqrec_jax.data import cache, text
 from bbqrec_jax.data.dataset import MODALITIES, Dataset, Features, make_dataset
-from bbqrec_jax.data.download import fetch, verify
+from bbqrec_jax.data.download import fetch, remember, verify
 from bbqrec_jax.data.features import check_modalities
-from bbqrec_jax.data.interactions import Log, LogBuilder, make_sequences, parse_time
+from bbqrec_jax.data.interactions import Log, LogBuilder, check_id, make_sequences, parse_time
 from bbqrec_jax.data.items import ItemTable
 from bbqrec_jax.data.lines import check_file, read_lines
 from bbqrec_jax.errors import UserError
@@ -77,7 +77,7 @@ def load(
     )
   if not re.fullmatch(r"\w+", subset) or (subset.islower() and subset not in SUBSETS):
     raise UserError(
-      f"data.subset={subset}: unknown; expected one of {', '.join(SUBSETS)}, or a category as it "
+      f"data.subset={subset!r}: unknown; expected one of {', '.join(SUBSETS)}, or a category as it "
       "is written in the file names, such as Books."
     )
   modalities = check_modalities(modalities)
@@ -122,7 +122,10 @@ def load(
     text_columns=list(text_columns),
   )
   identities = {role: verify(path) for role, path in paths.items()}
-  return cache.load_or_make(cache_dir, options, identities, make)
+  dataset = cache.load_or_make(cache_dir, options, identities, make)
+  for role, path in paths.items():
+    remember(path, identities[role])
+  return dataset
 
 
 def read_reviews(path: str) -> Log:
@@ -135,11 +138,16 @@ def read_reviews(path: str) -> Log:
     try:
       review = json.loads(line)
       user, item, time = review["reviewerID"], review["asin"], review["unixReviewTime"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise UserError(
         f"{path}:{number}: expected a JSON object with reviewerID, asin and unixReviewTime."
       ) from error
-    log.add(user, item, parse_time(time, f"{path}:{number}"))
+    where = f"{path}:{number}"
+    log.add(
+      check_id(user, "reviewerID", where),
+      check_id(item, "asin", where),
+      parse_time(time, where),
+    )
   return log.build()
 
 
@@ -165,7 +173,7 @@ def read_metadata(path: str, row_of: Mapping[str, int], columns: Sequence[str]) 
     try:
       product = ast.literal_eval(line)
       row = row_of.get(product["asin"])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
       raise UserError(
         f"{path}:{number}: expected a Python dictionary with the key 'asin'."
       ) from error

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bbqrec_jax.data import cache, text
 from bbqrec_jax.data.assemble import assemble
 from bbqrec_jax.data.dataset import MODALITIES, Dataset
-from bbqrec_jax.data.interactions import Log, LogBuilder, parse_time
+from bbqrec_jax.data.interactions import Log, LogBuilder, check_id, parse_time
 from bbqrec_jax.data.items import ItemTable, ItemTableBuilder
-from bbqrec_jax.data.lines import read_lines
+from bbqrec_jax.data.lines import check_distinct, read_lines
 from bbqrec_jax.errors import UserError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -23,7 +23,7 @@ TEXT_TYPES = ("token", "token_seq")
 def load(
   *,
   root: str | None,
-  name: str,
+  name: str | None,
   features: Mapping[str, str | None] | None = None,
   modalities: Sequence[str] = MODALITIES,
   min_interactions: int = 5,
@@ -49,15 +49,17 @@ def load(
   """
   if root is None:
     raise UserError(
-      f"data.root is not set: give the folder that holds {name}.inter (--config.data.root=FOLDER)."
+      "data.root is not set: give the folder that holds NAME.inter (--config.data.root=FOLDER)."
     )
+  if name is None:
+    raise UserError("data.name is not set: give the NAME of NAME.inter (--config.data.name=NAME).")
   folder = os.path.expanduser(root)
   item = os.path.join(folder, f"{name}.item")
   return assemble(
     source="atomic",
     name=name,
     interactions=os.path.join(folder, f"{name}.inter"),
-    items=item if os.path.exists(item) else None,
+    items=item if os.path.lexists(item) else None,  # A link to nowhere is a mistake.
     features=features,
     modalities=modalities,
     min_interactions=min_interactions,
@@ -75,7 +77,12 @@ def read_interactions(path: str) -> Log:
   user, item, time = (header.index_of(name) for name in ("user_id", "item_id", "timestamp"))
   log = LogBuilder()
   for number, fields in rows:
-    log.add(fields[user], fields[item], parse_time(fields[time], f"{path}:{number}"))
+    where = f"{path}:{number}"
+    log.add(
+      check_id(fields[user], "user_id", where),
+      check_id(fields[item], "item_id", where),
+      parse_time(fields[time], where),
+    )
   return log.build()
 
 
@@ -115,6 +122,7 @@ def _read_table(path: str) -> tuple[_Header, Iterator[tuple[int, list[str]]]]:
       f"{path}:1: wrong header {first[:80]!r}; expected tab-separated field:type, "
       f"type one of {', '.join(TYPES)}."
     )
+  check_distinct([name for name, _, _ in header], f"{path}:1")
 
   def rows() -> Iterator[tuple[int, list[str]]]:
     for number, line in lines:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -68,7 +67,7 @@ def load_or_make(
       dataset = read_dataset(path)
       logging.info("%s: read from the cache, %s.", dataset.name, path)
       return dataset
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # Whatever is wrong with it.
       logging.info("%s: damaged cache file (%s), made again.", path, error)
   dataset = make_fn()
   write(path, lambda file: write_dataset(file, dataset))

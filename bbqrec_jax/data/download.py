@@ -55,11 +55,11 @@ def fetch(urls: Sequence[str], path: str):
 
 
 def verify(path: str) -> str:
-  """The file's sha256, which must be the one recorded when it was first seen.
+  """The file's sha256, which must be the one recorded, if there is a record.
 
   The file is read again only if its time of modification changed since.
 
-  Raises UserError if size or checksum differ.
+  Raises UserError if size or checksum differ, or the record cannot be read.
   """
   record_path = os.path.join(os.path.dirname(path), CHECKSUMS)
   name = os.path.basename(path)
@@ -74,10 +74,19 @@ def verify(path: str) -> str:
       f"{path}: differs from the checksum recorded in {record_path}; delete the file to fetch it "
       "again, or its entry there if you replaced it on purpose."
     )
-  records[name] = dict(sha256=digest, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+  return digest
+
+
+def remember(path: str, digest: str) -> None:
+  """Records the file's sha256, for verify(): once the file has been read and found good."""
+  record_path = os.path.join(os.path.dirname(path), CHECKSUMS)
+  records, stat = _read_records(record_path), os.stat(path)
+  entry = dict(sha256=digest, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+  if records.get(os.path.basename(path)) == entry:
+    return
+  records[os.path.basename(path)] = entry
   text = json.dumps(records, indent=2, sort_keys=True)
   cache.write(record_path, lambda file: file.write(text.encode()))
-  return digest
 
 
 def _read_records(path: str) -> dict:
@@ -85,9 +94,14 @@ def _read_records(path: str) -> dict:
     return {}
   try:
     with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except ValueError as error:
-    raise UserError(f"{path}: not JSON ({error}); delete it, it is made again.") from error
+      records = json.load(file)
+    for entry in records.values():  # What verify() reads.
+      entry["sha256"], entry["size"], entry["mtime_ns"]
+  except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path}: no record of checksums in JSON ({error}); delete it, it is made again."
+    ) from error
+  return records
 
 
 def _resume(url: str, part: str):

@@ -38,14 +38,16 @@ def read_matrix(path: str, num_rows: int, table_path: str) -> np.ndarray:
   Raises UserError if it is no matrix of numbers or has another number of rows.
   """
   try:
-    values = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (ValueError, EOFError, OSError) as error:
+    with np.errstate(over="ignore"):  # The size that a damaged header tells may overflow.
+      values = np.load(path, mmap_mode="r", allow_pickle=False)
+  except Exception as error:  # NumPy, and zipfile for an archive, raise kinds of their own.
     # NumPy's own message would suggest to allow pickles, which can run any code.
     raise UserError(
       f"{path}: not a whole .npy file of numbers (objects are refused); "
       "save the matrix with numpy.save as float32 or float16."
     ) from error
-  if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu":
+  is_matrix = isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] > 0
+  if not is_matrix or values.dtype.kind not in "fiu":
     raise UserError(f"{path}: expected one matrix of real numbers, a row for each item.")
   if len(values) != num_rows:
     raise UserError(

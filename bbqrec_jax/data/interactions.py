@@ -12,6 +12,9 @@ from bbqrec_jax.errors import UserError
 # One item to learn from, one to validate with, one to test with.
 MIN_SEQUENCE = 3
 
+# Ids are kept in arrays of fixed width, which one long id would blow up.
+ID_LENGTH = 512
+
 
 class Log(NamedTuple):
   """Interactions in the order of their file; users and items are numbered by first appearance."""
@@ -48,11 +51,28 @@ class LogBuilder:
     )
 
 
+def check_id(value, name: str, where: str) -> str:
+  """An id as it stands; raises UserError, starting with `where` (file:line), if it cannot be one.
+
+  Args:
+    name: of its column or field.
+  """
+  if not isinstance(value, str):
+    raise UserError(f"{where}: {name} must be text, got {value!r}.")
+  if not value:
+    raise UserError(f"{where}: {name} is empty.")
+  if len(value) > ID_LENGTH:
+    raise UserError(f"{where}: {name} has {len(value):,} characters; {ID_LENGTH} are the most.")
+  if "\0" in value:  # NumPy would take "a" and "a\0" for one.
+    raise UserError(f"{where}: {name} {value!r} holds a NUL character.")
+  return value
+
+
 def parse_time(value, where: str) -> float:
   """A time as a finite number; raises UserError that starts with `where` (file:line) otherwise."""
   try:
-    time = float(value)
-  except (TypeError, ValueError):
+    time = math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError, OverflowError):
     time = math.nan
   if not math.isfinite(time):
     raise UserError(f"{where}: timestamp must be a number, got {value!r}.")

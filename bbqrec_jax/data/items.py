@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bbqrec_jax.data.interactions import check_id
 from bbqrec_jax.errors import UserError
 
 # Titles are kept in a fixed-width array, which one long title would blow up.
@@ -63,7 +64,8 @@ class ItemTableBuilder:
     self._columns: dict[str, list[str]] = {name: [] for name in columns}
 
   def add(self, line: int, item_id: str, texts: Sequence[str]):
-    """Raises UserError if the item has a row already."""
+    """Raises UserError if it is no id, or has a row already."""
+    check_id(item_id, "item_id", f"{self._path}:{line}")
     first = self._lines.setdefault(item_id, line)
     if first != line:
       raise UserError(

@@ -1,9 +1,10 @@
 """Numbered lines of a text file, plain or gzipped, with readable errors."""
 
+import collections
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bbqrec_jax.errors import UserError
 
@@ -36,9 +37,18 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
+def check_distinct(columns: Sequence[str], where: str) -> None:
+  """Raises UserError, starting with `where`, if a table has two columns of one name."""
+  for name, count in collections.Counter(columns).items():
+    if count > 1:
+      raise UserError(f"{where}: column {name!r} is there {count} times; keep one.")
+
+
 def check_file(path: str) -> str:
   """Returns the path with ~ expanded; raises UserError if there is no such file to read."""
   path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    raise UserError(f"{path}: a folder stands where a file is expected.")
   if not os.path.isfile(path):
     raise UserError(f"{path}: no such file.")
   if not os.access(path, os.R_OK):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bbqrec_jax.data import npz
 from bbqrec_jax.data.dataset import Features
 
 
@@ -44,8 +45,11 @@ def save(path, scalings: Mapping[str, Scaling]) -> None:
 
 
 def load(path, modalities) -> dict[str, Scaling]:
-  """Reads what save() wrote."""
-  with np.load(path, allow_pickle=False) as file:
-    return {
-      name: Scaling(*(file[f"{name}_{field}"] for field in Scaling._fields)) for name in modalities
-    }
+  """Reads what save() wrote.
+
+  Raises UserError if it cannot be read, or lacks a modality.
+  """
+  names = {m: [f"{m}_{field}" for field in Scaling._fields] for m in modalities}
+  needed = [name for fields in names.values() for name in fields]
+  arrays = npz.read(path, needed, "run the tokenizer stage again, in another workdir")
+  return {m: Scaling(*(arrays[name] for name in fields)) for m, fields in names.items()}

@@ -6,6 +6,7 @@ whether a model keeps the one and leaves out the other, and how close a recommen
 best possible one, which knows the model.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ POPULARITY_EXPONENT = 0.35  # Zipf: the r-th item has weight r ** -exponent.
 
 _DRIFT = 0.15  # Share of a user's state that is drawn anew at every step.
 _ITEMS_PER_CLUSTER = 10
+_MOST_PAIRS = 2**28  # Of users and items: a few GiB.
 _CLUSTER_SPREAD = 0.6  # Distance of an item's factors from its cluster's, before normalization.
 
 
@@ -51,11 +53,6 @@ class Truth(NamedTuple):
     return _next_item_logits(
       self.behavior, self.popularity, self.transition, self.user_factors, last_items
     )
-
-
-def load(**kwargs) -> Dataset:
-  """The dataset alone; the arguments are generate's."""
-  return generate(**kwargs)[0]
 
 
 def generate(
@@ -97,10 +94,15 @@ def generate(
   """
   modalities = check_modalities(modalities)
   shortest = max(min_interactions, 3)
-  if mean_length < shortest or num_items < 2 * mean_length:
+  if not shortest <= mean_length <= num_items / 2:  # Nor NaN.
     raise UserError(
       f"data: mean_length={mean_length} must be at least {shortest} (min_interactions, or three) "
       f"and at most half of num_items={num_items}."
+    )
+  if num_users * num_items > _MOST_PAIRS:
+    raise UserError(
+      f"data: num_users={num_users} times num_items={num_items} is more than {_MOST_PAIRS:,}, and "
+      "every pair is held in memory; lower one of them."
     )
   # One stream for each part, so that an argument of one part leaves the others as they were.
   streams = np.random.SeedSequence(seed).spawn(3 + len(MODALITIES))
@@ -164,6 +166,12 @@ def generate(
     modalities=drawn,
   )
   return dataset, truth
+
+
+@functools.wraps(generate, assigned=())  # So that its signature tells the arguments.
+def load(**kwargs) -> Dataset:
+  """The dataset alone; the arguments are generate's."""
+  return generate(**kwargs)[0]
 
 
 def _walk(

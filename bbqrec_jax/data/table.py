@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from bbqrec_jax.data import cache, text
 from bbqrec_jax.data.assemble import assemble
 from bbqrec_jax.data.dataset import MODALITIES, Dataset
-from bbqrec_jax.data.interactions import Log, LogBuilder, parse_time
+from bbqrec_jax.data.interactions import Log, LogBuilder, check_id, parse_time
 from bbqrec_jax.data.items import ItemTable, ItemTableBuilder
-from bbqrec_jax.data.lines import check_file
+from bbqrec_jax.data.lines import check_distinct, check_file
 from bbqrec_jax.errors import UserError
 
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp")
@@ -70,8 +70,12 @@ def read_interactions(path: str) -> Log:
   _, rows = _read_table(path, INTERACTION_COLUMNS)
   log = LogBuilder()
   for number, (user, item, time) in rows:
-    _check_ids(path, number, user_id=user, item_id=item)
-    log.add(str(user), str(item), parse_time(time, f"{path}:{number}"))
+    where = f"{path}:{number}"
+    log.add(
+      check_id(_text(user), "user_id", where),
+      check_id(_text(item), "item_id", where),
+      parse_time(time, where),
+    )
   return log.build()
 
 
@@ -80,8 +84,7 @@ def read_items(path: str) -> ItemTable:
   names, rows = _read_table(path, ("item_id",), all_columns=True)
   table = ItemTableBuilder(path, names[1:])
   for number, (item, *texts) in rows:
-    _check_ids(path, number, item_id=item)
-    table.add(number, str(item), ["" if value is None else str(value) for value in texts])
+    table.add(number, _text(item), list(map(_text, texts)))
   return table.build()
 
 
@@ -92,6 +95,8 @@ def check_writable(path: str) -> None:
   if path.endswith(".parquet"):
     _import_pyarrow(path)
   folder = os.path.dirname(path) or "."
+  if os.path.isdir(path):
+    raise UserError(f"{path}: a folder stands where the table is to be written.")
   if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
     raise UserError(f"{path}: there is no folder {folder} that can be written into.")
 
@@ -103,21 +108,24 @@ def write(path: str, columns: Mapping[str, Sequence]) -> None:
   """
   check_writable(path)
   temporary = f"{path}.tmp"
-  if path.endswith(".parquet"):
-    pa, pq = _import_pyarrow(path)
-    pq.write_table(pa.table(dict(columns)), temporary)
-  else:
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-      writer = csv.writer(file)
-      writer.writerow(columns)
-      writer.writerows(zip(*columns.values(), strict=True))
-  os.replace(temporary, path)
+  try:
+    if path.endswith(".parquet"):
+      pa, pq = _import_pyarrow(path)
+      pq.write_table(pa.table(dict(columns)), temporary)
+    else:
+      with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    os.replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
 
 
-def _check_ids(path: str, number: int, **ids):
-  for name, value in ids.items():
-    if value is None or value == "":
-      raise UserError(f"{path}:{number}: {name} is empty.")
+def _text(value) -> str:
+  """A cell as text; Parquet has numbers, and None for what is missing."""
+  return "" if value is None else str(value)
 
 
 def _read_table(
@@ -139,6 +147,7 @@ def _read_table(
   for name in needed:
     if name not in have:
       raise UserError(f"{path}: no column {name!r}; the columns are {', '.join(have)}.")
+  check_distinct([name for name in have if all_columns or name in needed], path)
   names = list(needed) + [name for name in have if all_columns and name not in needed]
   index = [have.index(name) for name in names]
   return names, ((number, tuple(row[i] for i in index)) for number, row in rows)
@@ -156,7 +165,7 @@ def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
           number = reader.line_num
           if row:  # The csv module gives [] for a blank line.
             yield number, row
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
       raise UserError(f"{path}: not CSV in UTF-8 after line {number} ({error}).") from error
 
   lines = read()
@@ -177,8 +186,8 @@ def _read_parquet(
   pa, pq = _import_pyarrow(path)
   try:
     file = pq.ParquetFile(path)
-  except (pa.ArrowInvalid, OSError) as error:
-    raise UserError(f"{path}: not a whole Parquet file ({error}).") from error
+  except (pa.ArrowException, OSError, ValueError) as error:
+    raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)}).") from error
   have = [name for name in file.schema_arrow.names if columns is None or name in columns]
 
   def values(column) -> list:
@@ -192,10 +201,15 @@ def _read_parquet(
         for row in zip(*map(values, batch.columns)):
           number += 1
           yield number, row
-    except (pa.ArrowInvalid, OSError) as error:
-      raise UserError(f"{path}: damaged after row {number} ({error}).") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+      reason = _first_line(error)
+      raise UserError(f"{path}: damaged after row {number} ({reason}).") from error
 
   return have, rows()
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _import_pyarrow(path: str):

@@ -36,7 +36,7 @@ def encode(texts: list[str], model_name: str, cache_dir: str) -> np.ndarray:
       values = np.load(path, allow_pickle=False)
       if values.ndim == 2 and len(values) == len(texts):
         return values
-    except (ValueError, EOFError, OSError):
+    except Exception:  # Whatever is wrong with it, it is made again.
       pass
     logging.info("%s: damaged, the texts are encoded again.", path)
   values = np.asarray(_load_model(model_name).encode(texts, show_progress_bar=True), np.float32)
@@ -47,6 +47,8 @@ def encode(texts: list[str], model_name: str, cache_dir: str) -> np.ndarray:
 def encode_features(texts: list[str], model_name: str, cache_dir: str) -> Features:
   """Text features of the items; an empty text is an absent one: [I, F] with a zero row there."""
   present = np.array([bool(text) for text in texts])
+  if not present.any():
+    return Features(np.zeros((len(texts), 1), np.float32), present)
   vectors = encode([text for text in texts if text], model_name, cache_dir)
   values = np.zeros((len(texts), vectors.shape[1]), np.float32)
   values[present] = vectors

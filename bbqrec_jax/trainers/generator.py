@@ -25,6 +25,7 @@ from bbqrec_jax.data import batches, semantic_ids
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.decoding import generate as generate_lib
 from bbqrec_jax.decoding import trie as trie_lib
+from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 
@@ -45,10 +46,18 @@ def make_model(config, ids: semantic_ids.SemanticIds):
 
 
 def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter) -> dict:
-  """Runs the stage, or goes on with it; returns its record, JSON-able."""
+  """Runs the stage, or goes on with it; returns its record, JSON-able.
+
+  Raises UserError if the semantic IDs are missing, damaged or of other items.
+  """
   started = time.perf_counter()
   section = config.generator
   ids = semantic_ids.load(workdir)
+  if not np.array_equal(ids.item_ids, dataset.item_ids):
+    raise UserError(
+      f"{workdir / semantic_ids.FILE_NAME} is of other items than {dataset.name}; run the "
+      "tokenizer stage again, in another workdir."
+    )
   model = make_model(section, ids)
   partition = partition_lib.Partition(**config.parallel)
   catalogue = partition.place_tables(generate_lib.Catalogue(ids.codes, ids.vectors))

@@ -1,0 +1,265 @@
+"""What a config must be before any work starts, and what its data must be."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from bbqrec_jax import diagnostics, optim, partition, plugins
+from bbqrec_jax.data import batches
+from bbqrec_jax.data.dataset import MODALITIES, Dataset
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.evaluators import ranking
+from bbqrec_jax.models import attention, generator
+from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
+from bbqrec_jax.trainers import tokenizer
+
+# Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
+_WIDTH = Whole(1, 65_536)
+_LAYERS = Whole(1, 256)
+_HEADS = Whole(1, 1_024)
+_LEVELS = Whole(1, 64)
+_CODES = Whole(2, 2**20)  # One code says nothing.
+_HISTORY = Whole(1, 10_000)
+_BATCH = Whole(1, 2**20)
+_SEED = Whole(0, 2**32 - 1)  # What jax.random.key() tells apart.
+_DTYPE = OneOf(("float32", "bfloat16"))
+_RATE = Real(0.0, 1.0, below=True)  # Of dropout, where 1 would leave nothing.
+_SHARE = Real(0.0, 1.0)
+_WEIGHT = Real(0.0)
+
+
+def _data(config: Mapping) -> Callable:
+  return plugins.load("data", config["data"]["source"], "data.source", "load").load
+
+
+def _model(stage: str) -> Callable[[Mapping], Callable]:
+  key = f"{stage}.model_name"
+  return lambda config: plugins.load("models", config[stage]["model_name"], key, "Model").Model
+
+
+def _sequence_encoder(config: Mapping) -> Callable:
+  default = _model("tokenizer")(config).sequence_encoder
+  name = config["tokenizer"]["model"].get("sequence_encoder", default)
+  key = "tokenizer.model.sequence_encoder"
+  return plugins.load("models", f"{name}_encoder", key, "Encoder").Encoder
+
+
+_OF_FLAX = ("parent", "name")  # Arguments of every module.
+
+_OPTIMIZER = Section(
+  dict(
+    learning_rate=Real(0.0, above=True),
+    schedule=OneOf(optim.SCHEDULES),
+    warmup_steps=Whole(),
+    weight_decay=_WEIGHT,
+    clip_norm=_WEIGHT,
+  ),
+  callee=lambda _: optim.make_optimizer,
+  given=("num_steps", "scales"),
+)
+
+_TRAINING = dict(  # What both stages have.
+  optimizer=_OPTIMIZER,
+  batch_size=_BATCH,
+  length_groups=OneOf(batches.LENGTH_GROUPS),
+  micro_batch_size=Whole(),
+  num_epochs=Whole(1, 100_000),
+  eval_epochs=Whole(1, 100_000),
+  eval_batch_size=_BATCH,
+  patience=Whole(),
+  log_steps=Whole(1),
+)
+
+_SEQUENCE_KWARGS = Section(
+  dict(
+    max_history=_HISTORY,
+    width=_WIDTH,
+    num_layers=_LAYERS,
+    num_heads=_HEADS,
+  ),
+  callee=_sequence_encoder,
+  given=("out_dim", "dropout_rate", "dtype", *_OF_FLAX),
+)
+
+_TOKENIZER = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(
+        num_levels=_LEVELS,
+        codebook_size=_CODES,
+        latent_dim=Whole(2, 65_536),  # Normalisation takes the mean away.
+        hidden_dims=Many(_WIDTH),
+        club_hidden_dim=_WIDTH,
+        max_log_variance=Real(0.0, 80.0, above=True),  # Of its exponential.
+        sequence_kwargs=_SEQUENCE_KWARGS,
+        dropout_rate=_RATE,
+        init_scale=Real(0.0, above=True),
+        dtype=_DTYPE,
+      ),
+      callee=_model("tokenizer"),
+      given=("num_items", "feature_dims", *_OF_FLAX),
+    ),
+    recon_weights=Section({modality: _WEIGHT for modality in MODALITIES}),
+    commitment_weight=_WEIGHT,
+    rec_weight=_WEIGHT,
+    mim_weight=_WEIGHT,
+    temperature=Real(1e-6),
+    kmeans_iters=Whole(0, 100_000),
+    revive_steps=Whole(),
+    club_lr_scale=_WEIGHT,
+    monitor=OneOf(tokenizer.MONITORS),
+  )
+  | _TRAINING
+)
+
+_GENERATOR = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(
+        num_buckets=Whole(1, 10_000),
+        code_dim=_WIDTH,
+        model_dim=_WIDTH,
+        num_heads=_HEADS,
+        head_dim=_WIDTH,
+        ff_dim=_WIDTH,
+        num_encoder_layers=_LAYERS,
+        num_decoder_layers=_LAYERS,
+        dropout_rate=_RATE,
+        encoder=OneOf(generator.ENCODERS),
+        attention_backend=OneOf(attention.BACKENDS),
+        dtype=_DTYPE,
+      ),
+      callee=_model("generator"),
+      given=("num_levels", "codebook_size", "num_signals", *_OF_FLAX),
+    ),
+    inherit_codebooks=FLAG,
+    num_beams=Whole(1, 10_000),
+    num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unseen.
+    selection_users=Whole(),
+    monitor=OneOf(ranking.NAMES),
+  )
+  | _TRAINING
+)
+
+_DATA = Section(
+  dict(
+    source=Text(),
+    modalities=Many(OneOf(MODALITIES)),
+    min_interactions=Whole(0, 1_000_000),
+    # Of the embedded data:
+    num_users=Whole(2, 10_000_000),
+    num_items=Whole(2, 10_000_000),
+    num_factors=Whole(1, 10_000),
+    seed=_SEED,
+    text_dim=_WIDTH,
+    image_dim=_WIDTH,
+    missing_text_rate=_SHARE,
+    missing_image_rate=_SHARE,
+    mean_length=Real(1.0, 1e6),
+    nuisance_scale=Real(0.0, 1e6),
+    noise_scale=Real(0.0, 1e6),
+  ),
+  callee=_data,
+  own=("source",),
+)
+
+_CONFIG = Section(
+  dict(
+    seed=_SEED,
+    stages=Many(Text()),
+    max_history=_HISTORY,
+    num_levels=_LEVELS,
+    codebook_size=_CODES,
+    latent_dim=Whole(2, 65_536),
+    dtype=_DTYPE,
+    profile_steps=Text(may_be_empty=True),
+    data=_DATA,
+    parallel=Section(
+      dict(mode=OneOf(partition.MODES), model=Whole(1), num_devices=Whole()),
+      callee=lambda _: partition.Partition,
+    ),
+    tokenizer=_TOKENIZER,
+    generator=_GENERATOR,
+  )
+)
+
+
+def check_config(config: Mapping) -> None:
+  """Refuses a config that cannot work, whatever the data are.
+
+  Args:
+    config: nested dicts.
+
+  Raises:
+    UserError: names the first field that is missing, unknown, of a wrong type or out of bounds,
+      or the fields that do not go together.
+  """
+  check(config, _CONFIG)
+  diagnostics.parse_steps(config["profile_steps"])
+  _check_stages(config["stages"])
+  _check_sequence(config)
+  own, other = config["generator"], config["tokenizer"]["model"]
+  if own["inherit_codebooks"] and own["model"].get("code_dim") != other.get("latent_dim"):
+    raise UserError(
+      f"generator.inherit_codebooks=True: generator.model.code_dim={own['model'].get('code_dim')} "
+      f"must be tokenizer.model.latent_dim={other.get('latent_dim')}."
+    )
+  if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
+    raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+  for stage in stages:
+    plugins.load("trainers", stage, "stages", "train")
+  if not stages or len(set(stages)) < len(stages):
+    raise UserError(f"stages={tuple(stages)} must name at least one stage, and none twice.")
+  if "tokenizer" in stages[1:]:
+    raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
+
+
+def _check_sequence(config: Mapping) -> None:
+  """What the sequence encoder's arguments must be together, as far as they are given."""
+  given, name = config["tokenizer"]["model"].get("sequence_kwargs", {}), "sequence_kwargs"
+  if given.get("max_history", config["max_history"]) < config["max_history"]:
+    raise UserError(
+      f"tokenizer.model.{name}.max_history={given['max_history']} must be at least "
+      f"max_history={config['max_history']}."
+    )
+  if given:
+    encoder = _sequence_encoder(config)
+    width = given.get("width", getattr(encoder, "width", 0))
+    heads = given.get("num_heads", getattr(encoder, "num_heads", 1))
+    if width % heads:
+      raise UserError(f"tokenizer.model.{name}.width={width} must be a multiple of {heads} heads.")
+
+
+def check_data(config, dataset: Dataset) -> None:
+  """Refuses what cannot work on these data before any long work starts; warns where it still can.
+
+  Raises UserError.
+  """
+  batch_size = config.tokenizer.batch_size
+  if dataset.num_users < 2 or dataset.num_items < 2:
+    raise UserError(
+      f"{dataset.name}: {dataset.num_users} users and {dataset.num_items} items are left; at "
+      "least 2 of each are needed. Lower data.min_interactions or bring more data."
+    )
+  if dataset.num_users < batch_size:
+    raise UserError(
+      f"{dataset.name}: {dataset.num_users} users are fewer than tokenizer.batch_size="
+      f"{batch_size}; lower tokenizer.batch_size (and generator.batch_size)."
+    )
+  num_signals = config.tokenizer.model.get("use_id", True) + len(dataset.features)
+  if not num_signals:
+    raise UserError("No signal is left: the id is switched off and no item has text or image.")
+  num_ids = config.codebook_size ** (config.num_levels * num_signals)
+  if num_ids < 10 * dataset.num_items:
+    print(
+      f"Warning: {config.codebook_size} codes at {config.num_levels} levels of {num_signals} "
+      f"signals give {num_ids:,} semantic IDs for {dataset.num_items} items; many items will "
+      "share one. Raise codebook_size or num_levels.",
+      file=sys.stderr,
+    )
