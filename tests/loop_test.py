@@ -209,6 +209,17 @@ def test_a_crash_goes_on_from_the_last_evaluation_and_leaves_no_trace(tmp_path, 
   assert _lines(tmp_path) == uninterrupted[2]
 
 
+def test_a_crash_before_the_first_checkpoint_leaves_no_trace(tmp_path, uninterrupted):
+  def crash(params):
+    raise RuntimeError("power cut")
+
+  with pytest.raises(RuntimeError, match="power cut"):
+    _fit(tmp_path, eval_fn=crash)
+  assert [step for step, _ in _lines(tmp_path)] == [LOG_STEPS, EVAL_STEPS]
+  chex.assert_trees_all_equal(_fit(tmp_path).params, uninterrupted[0].params)
+  assert _lines(tmp_path) == uninterrupted[2]
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
   fitted = _fit(tmp_path)
   lines = _lines(tmp_path)
