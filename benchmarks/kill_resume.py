@@ -148,7 +148,8 @@ def measure(folder: pathlib.Path, config: tuple[str, ...], args) -> tuple[dict, 
     cache = folder / "compiled_by_killed"
   rng = np.random.default_rng(args.seed)
   kills = plan(rng, args.kills, args.terms, args.writes)
-  stages, records, num_runs, num_starts = read_steps(whole), [], 0, 0
+  stages, records = read_steps(whole), []
+  num_runs = num_starts = num_resumed = 0
   while kills:
     num_runs += 1
     starter = Starter(folder / f"killed_{num_runs}", config, cache)
@@ -156,6 +157,7 @@ def measure(folder: pathlib.Path, config: tuple[str, ...], args) -> tuple[dict, 
     while not punish(starter, kills, ledger, rng, seconds):
       pass
     num_starts += starter.count
+    num_resumed += ledger.num_resumed
     records += ledger.records
     problems += ledger.problems()
     different = ends.differences(whole, starter.workdir)
@@ -172,6 +174,7 @@ def measure(folder: pathlib.Path, config: tuple[str, ...], args) -> tuple[dict, 
       config=config,
       num_runs=num_runs,
       num_starts=num_starts,
+      num_resumed=num_resumed,
       seconds_alone=seconds,
       stages={name: steps._asdict() for name, steps in stages.items()},
       killed_in=collections.Counter(record["where"] for record in records),
@@ -276,6 +279,7 @@ class Ledger:
     self._open = {}  # Stage -> the record of a kill whose cost the next start in it will tell.
     self._problems = []
     self.records = []  # JSON-able, in the order of the kills.
+    self.num_resumed = 0  # Starts that went on from a checkpoint.
 
   def add(self, kill: Kill | None, seconds: float, seen: Seen, status: int = 0) -> None:
     """Takes what a start left behind: one that a kill ended, or, with None, that came to its end.
@@ -284,6 +288,7 @@ class Ledger:
       seconds: from its start to the kill.
       status: its exit status, negative where a signal ended it.
     """
+    self.num_resumed += bool(seen.resumed)
     for stage in [stage for stage in self._open if stage in seen.resumed | seen.reached]:
       record = self._open.pop(stage)
       record["lost_steps"] = record["step"] - seen.resumed.get(stage, 0)

@@ -216,6 +216,7 @@ def test_a_kill_costs_what_the_next_start_that_gets_so_far_takes_back(ledger):
   )
   ledger.take(resumed=dict(generator=0), reached=dict(generator=50), done=STAGES, all_done=True)
   assert [record["lost_steps"] for record in ledger.records] == [0, 7, 0, 3, 0, 0, 14]
+  assert ledger.num_resumed == 4
   assert [record["where"] for record in ledger.records] == [
     "importing", "tokenizer, steps", "tokenizer, set-up", "tokenizer, steps", "tokenizer, steps",
     "tokenizer, last evaluation", "generator, steps",
@@ -299,6 +300,7 @@ def test_what_cannot_be_is_one_sentence(load, capsys, argv):
   assert line.startswith("Error: --kills must be")
 
 
+@pytest.mark.slow
 def test_a_real_run_survives_kills(load, tmp_path, capsys):
   kill_resume, out = load("kill_resume"), tmp_path / "out.json"
   options = (kill_resume.run, "doc", kill_resume.add_options)
