@@ -110,6 +110,8 @@ def fit(
 
       window = _Window(log_steps, report)
       while True:
+        if finished():  # While a signal still waits: behind here it would cut the save short.
+          checkpointer.wait()
         signum, most_steps = partition.agree(signals.signum, pace.steps)
         if signum:
           if saved_step != step:

@@ -301,6 +301,21 @@ def test_an_interrupt_during_an_evaluation_waits_for_it(tmp_path, uninterrupted,
   assert _lines(tmp_path) == uninterrupted[2]
 
 
+def test_an_interrupt_during_the_last_save_waits_for_it(tmp_path, uninterrupted, monkeypatch):
+  wait = checkpoint.Checkpointer.wait
+
+  def interrupted(self):
+    monkeypatch.undo()
+    signal.raise_signal(signal.SIGINT)
+    wait(self)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, "wait", interrupted)
+  with pytest.raises(Stopped, match=f"saved at step {NUM_STEPS} of"):
+    _fit(tmp_path)
+  assert _newest(tmp_path).step == NUM_STEPS
+  assert _timeless(_fit(tmp_path).summary) == _timeless(uninterrupted[0].summary)
+
+
 def test_metrics_are_means_since_the_line_before(uninterrupted):
   _, _, lines = uninterrupted
   evaluated = [4, 8, 12, 16, 20, NUM_STEPS]
