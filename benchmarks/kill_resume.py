@@ -65,6 +65,7 @@ CONFIG = (
   "--config.parallel.num_devices=1",
 )
 SIGTERM_STATUS = 128 + signal.SIGTERM
+_NUM_SHOWN = 20  # One wrong bit soon is in everything.
 _POLL_SECONDS = 0.002  # A small checkpoint is written in a tenth of a second.
 _WRITE_SECONDS = 0.1
 
@@ -126,8 +127,8 @@ def run(args: argparse.Namespace) -> dict:
   config = CONFIG if args.config is None else (f"--config={args.config}",)
   result, problems = measure(folder, config, args)
   if problems:
-    for problem in problems:
-      print(f"  {problem}", file=sys.stderr)
+    for problem in problems[:_NUM_SHOWN]:
+      print(f"  {problem[:300]}", file=sys.stderr)
     raise UserError(f"{len(problems)} things are not as they must be; the runs are in {folder}.")
   if not args.folder:
     shutil.rmtree(folder)
