@@ -227,7 +227,7 @@ def _ended_by_signals():
 
   def leave(signum, frame):
     del frame
-    with contextlib.suppress(RuntimeError):  # It came in the middle of a print.
+    with contextlib.suppress(RuntimeError, OSError):  # In the middle of a print; nobody reads.
       sys.stdout.flush()
     os.write(2, f"{_NOTHING_LOST}\n".encode())  # sys.stderr can be in the middle of one too.
     os._exit(_SIGNALLED + signum)
