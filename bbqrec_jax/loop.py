@@ -86,6 +86,8 @@ def fit(
     state, progress = restored.state, restored.progress
     writer.truncate(stage, restored.step)
     print(f"{stage}: going on from step {restored.step} of {num_steps}.", flush=True)
+  else:
+    writer.truncate(stage, 0)  # What a run wrote that was killed before its first checkpoint.
   earlier_seconds = progress["train_seconds"] + progress["eval_seconds"]
   step = saved_step = int(state.step)
   finished = lambda: step >= num_steps or (patience and progress["stale"] >= patience)
@@ -108,6 +110,8 @@ def fit(
 
       window = _Window(log_steps, report)
       while True:
+        if finished():  # While a signal still waits: behind here it would cut the save short.
+          checkpointer.wait()
         signum, most_steps = partition.agree(signals.signum, pace.steps)
         if signum:
           if saved_step != step:

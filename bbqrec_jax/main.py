@@ -36,6 +36,8 @@ from bbqrec_jax.metric_writer import MetricWriter
 
 _SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
+_NOTHING_LOST = "\nStopped: nothing was lost. The same command goes on."
+
 RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
 _OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"))
@@ -160,6 +162,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
         process_id=flag_values.process_id,
       )
     with contextlib.ExitStack() as stack:
+      stack.enter_context(_ended_by_signals())
       if not partition.is_main():  # One process reports; what goes wrong all tell.
         quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(quiet))
@@ -193,9 +196,32 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return _SIGNALLED + stopped.signum
   except KeyboardInterrupt:
-    print("\nStopped: nothing was lost. The same command goes on.", file=sys.stderr)
+    print(_NOTHING_LOST, file=sys.stderr)
     return _SIGNALLED + signal.SIGINT
   return 0
+
+
+@contextlib.contextmanager
+def _ended_by_signals():
+  """Outside of training, which saves first, nothing needs saving: Ctrl-C and SIGTERM end at once.
+
+  The process ends without an exception, since one that comes up within a callback is dropped, and
+  without Python's orderly end, which can crash where XLA is at work.
+  """
+
+  def leave(signum, frame):
+    del frame
+    with contextlib.suppress(RuntimeError, OSError):  # In the middle of a print; nobody reads.
+      sys.stdout.flush()
+    os.write(2, f"{_NOTHING_LOST}\n".encode())  # sys.stderr can be in the middle of one too.
+    os._exit(_SIGNALLED + signum)
+
+  previous = {signum: signal.signal(signum, leave) for signum in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield
+  finally:
+    for signum, handler in previous.items():
+      signal.signal(signum, handler)
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

@@ -5,8 +5,8 @@ A benchmark is a file with `run(args) -> {"ratios": {figure: float}, "details": 
   if __name__ == "__main__":
     sys.exit(harness.main(run, __doc__, add_options))
 
-and is run as `python benchmarks/NAME.py --out=FILE.json`. What needs the extra `[bench]` is
-imported inside `run`, so that its absence is told in a sentence.
+and is run as `python benchmarks/NAME.py --out=FILE.json`; without --out it only prints. What needs
+the extra `[bench]` is imported inside `run`, so that its absence is told in a sentence.
 """
 
 import argparse
@@ -84,9 +84,9 @@ def main(
 ) -> int:
   """The command of a benchmark; returns its exit status.
 
-  Writes {"ratios", "details", "quick", "provenance"} to --out; nothing is left there by a run that
-  fails. What the user can mend ends in one sentence and status 1: an absent output folder, a
-  missing extra, a UserError.
+  Writes {"ratios", "details", "quick", "provenance"} to --out, if that is given; nothing is left
+  there by a run that fails. What the user can mend ends in one sentence and status 1: an absent
+  output folder, a missing extra, a UserError.
 
   Args:
     run: gets the parsed options, `quick` (bool) among them; returns "ratios", a flat map of figure
@@ -98,14 +98,14 @@ def main(
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="the JSON file to write")
+  parser.add_argument("--out", type=pathlib.Path, help="the JSON file to write (default: none)")
   parser.add_argument(
     "--quick", action="store_true", help="small sizes, to see that it runs; no figure means much"
   )
   add_options(parser)
   args = parser.parse_args(argv)
   try:
-    if not args.out.parent.is_dir():
+    if args.out and not args.out.parent.is_dir():
       raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
     # Before the run: the checkout may change while it lasts.
     made_by = provenance(sys.argv[1:] if argv is None else argv)
@@ -127,7 +127,8 @@ def main(
     quick=args.quick,
     provenance=made_by,
   )
-  run_record.write_json(args.out, record)
+  if args.out:
+    run_record.write_json(args.out, record)
   print(format_ratios(record["ratios"]))
   return 0
 

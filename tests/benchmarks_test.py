@@ -1,9 +1,7 @@
 """The benchmarks' harness, what they count and compare, and that the cheap ones run."""
 
-import importlib
 import json
 import os
-import pathlib
 import statistics
 import time
 
@@ -14,15 +12,6 @@ import pytest
 from bbqrec_jax.decoding import beam, generate, trie
 from bbqrec_jax.errors import UserError
 from tests import smoke_run
-
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-  """Imports a benchmark as its own command does, from the benchmarks' folder."""
-  monkeypatch.syspath_prepend(str(FOLDER))
-  return importlib.import_module
 
 
 @pytest.fixture
@@ -81,6 +70,14 @@ def test_a_record_has_ratios_details_and_provenance(load, tmp_path, capsys):
   assert made_by["command"].startswith("python ") and made_by["command"].endswith(" ".join(argv))
   assert 1 <= made_by["num_cpus"] <= os.cpu_count()
   assert {"commit", "dirty", "versions", "device_kind", "date", "environment"} <= set(made_by)
+
+
+def test_without_out_the_figures_are_only_printed(load, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  run = lambda args: dict(ratios=dict(a_vs_b=1.5), details={})
+  assert load("harness").main(run, "doc", argv=[]) == 0
+  assert capsys.readouterr().out.split() == ["a_vs_b", "1.5"]
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_user_can_mend_is_one_sentence_and_writes_nothing(load, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and a cache
 of compiled programs that the tests and the commands they start share, and that ends with them."""
 
+import importlib
 import os
+import pathlib
 import tempfile
 
 _COMPILED = tempfile.TemporaryDirectory(prefix="bbqrec_jax_compiled_")  # Removed with the process.
@@ -21,6 +23,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def key():
   """The run's one key; fold a number into it where several are needed."""
   return jax.random.key(0)
+
+
+@pytest.fixture
+def load(monkeypatch):
+  """Imports a benchmark as its own command does, from the benchmarks' folder."""
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+  return importlib.import_module
 
 
 @pytest.fixture

@@ -209,6 +209,17 @@ def test_a_crash_goes_on_from_the_last_evaluation_and_leaves_no_trace(tmp_path, 
   assert _lines(tmp_path) == uninterrupted[2]
 
 
+def test_a_crash_before_the_first_checkpoint_leaves_no_trace(tmp_path, uninterrupted):
+  def crash(params):
+    raise RuntimeError("power cut")
+
+  with pytest.raises(RuntimeError, match="power cut"):
+    _fit(tmp_path, eval_fn=crash)
+  assert [step for step, _ in _lines(tmp_path)] == [LOG_STEPS, EVAL_STEPS]
+  chex.assert_trees_all_equal(_fit(tmp_path).params, uninterrupted[0].params)
+  assert _lines(tmp_path) == uninterrupted[2]
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
   fitted = _fit(tmp_path)
   lines = _lines(tmp_path)
@@ -288,6 +299,21 @@ def test_an_interrupt_during_an_evaluation_waits_for_it(tmp_path, uninterrupted,
   fitted = _fit(tmp_path)
   assert _timeless(fitted.summary) == _timeless(uninterrupted[0].summary)
   assert _lines(tmp_path) == uninterrupted[2]
+
+
+def test_an_interrupt_during_the_last_save_waits_for_it(tmp_path, uninterrupted, monkeypatch):
+  wait = checkpoint.Checkpointer.wait
+
+  def interrupted(self):
+    monkeypatch.undo()
+    signal.raise_signal(signal.SIGINT)
+    wait(self)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, "wait", interrupted)
+  with pytest.raises(Stopped, match=f"saved at step {NUM_STEPS} of"):
+    _fit(tmp_path)
+  assert _newest(tmp_path).step == NUM_STEPS
+  assert _timeless(_fit(tmp_path).summary) == _timeless(uninterrupted[0].summary)
 
 
 def test_metrics_are_means_since_the_line_before(uninterrupted):

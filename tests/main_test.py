@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import sys
 import types
 
 import numpy as np
@@ -167,6 +168,26 @@ def test_the_command_says_what_a_stopped_run_needs(tmp_path, monkeypatch, capsys
   assert command(smoke_run.make_config(), tmp_path) == status
   said = capsys.readouterr().err
   assert said.strip() == "Stopped: tokenizer is saved at step 3 of 58. The same command goes on."
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_training_ends_the_command_at_once(
+  tmp_path, monkeypatch, capfd, signum, status
+):
+  class CannotTellAnyone:
+    def __del__(self):  # What is raised in here is printed and dropped.
+      os.kill(os.getpid(), signum)
+
+  left = []
+  monkeypatch.setattr(os, "_exit", left.append)
+  monkeypatch.setattr(main, "run", lambda config, workdir: CannotTellAnyone() and sys.exit(1))
+  previous = signal.getsignal(signum)
+  with pytest.raises(SystemExit):
+    command(smoke_run.make_config(), tmp_path)
+  assert left == [status]
+  assert signal.getsignal(signum) is previous
+  said = capfd.readouterr().err
+  assert said.strip() == "Stopped: nothing was lost. The same command goes on."
 
 
 def test_the_command_shows_metrics_and_examples(finished, capsys):
