@@ -3,6 +3,7 @@
 Scripts run against stand-ins of what they call; YAML is held against the published schemas.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -78,6 +79,8 @@ def clone(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # A group of its own, for signals such as a terminal sends.
+        # Where the tests themselves run in the background, Ctrl-C is ignored, and bash keeps to it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
       )
       self.started.append(process)
       return process

@@ -120,7 +120,7 @@ def test_no_python_and_no_network_are_said_in_a_sentence(clone):
 def test_every_requirement_has_a_range_and_says_what_it_is_for():
   lines = (ROOT / "requirements.txt").read_text().splitlines()
   for line in filter(lambda line: not line.startswith("#"), lines):
-    assert re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+  # [A-Z].*\.", line), line
+    assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+  # [A-Z].*\.", line), line
 
 
 def test_packaging_names_files_and_extras_that_exist():
