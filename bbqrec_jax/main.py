@@ -168,7 +168,8 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
         stack.enter_context(contextlib.redirect_stdout(quiet))
       results = run(config, workdir)
       print(report.format_results(results))
-      if "generator" in config.stages and partition.is_main():
+      # Reading checkpoints waits for every process.
+      if "generator" in config.stages and partition.is_alone():
         recommender = recommend.Recommender.load(workdir)
         print(report.format_examples(recommender, load_dataset(config), config.max_history))
   except UserError as error:

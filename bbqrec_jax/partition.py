@@ -52,6 +52,8 @@ def initialize(
   Raises:
     UserError: the processes do not find each other, or it is not known which one this is.
   """
+  # JAX's own service would take SIGTERM, which is the loop's to answer.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -242,6 +244,11 @@ def agree(signum: int, steps: int) -> tuple[int, int]:
     return signum, steps
   wishes = multihost_utils.process_allgather(np.array([signum, steps], np.int32))
   return int(wishes[:, 0].max()), int(wishes[:, 1].min())
+
+
+def is_alone() -> bool:
+  """Whether there is no other process."""
+  return jax.process_count() == 1
 
 
 def is_main() -> bool:

@@ -261,7 +261,8 @@ def look(workdir: pathlib.Path, began: float, output: str) -> Seen:
     resumed={stage: int(step) for stage, step in resumed},
     reached=reached,
     done=tuple(path.stem for path in (workdir / "stages").glob("*.json")),
-    writing=bool(unfinished_writes(workdir)),
+    # What an earlier kill left lies there until a start gets so far as to remove it.
+    writing=any(os.path.getmtime(path) >= began for path in unfinished_writes(workdir)),
     all_done=(workdir / main.RESULTS_FILE).exists(),
   )
 

@@ -1,6 +1,7 @@
 """The kill harness finds what differs and counts what is lost; and two kills of the real thing."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -178,13 +179,16 @@ def test_a_start_is_seen_by_what_it_wrote_itself(load, tmp_path):
     file.write('{"stage": "generator", "step": 11, "ti')  # Cut short by the kill.
   (tmp_path / "stages").mkdir()
   (tmp_path / "stages" / "tokenizer.json").touch()
-  (tmp_path / "checkpoints" / "generator" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
+  half_written = tmp_path / "checkpoints" / "generator" / "8.orbax-checkpoint-tmp"
+  half_written.mkdir(parents=True)
   said = "Devices: cpu\ntokenizer: done before.\ngenerator: going on from step 4 of 20.\n"
   seen = look(tmp_path, 100.0, said)
   assert seen == type(seen)(
     began=True, resumed=dict(generator=4), reached=dict(generator=9), done=("tokenizer",),
     writing=True, all_done=False,
   )  # fmt: skip
+  os.utime(half_written, (99.0, 99.0))  # Of an earlier start.
+  assert look(tmp_path, 100.0, said) == seen._replace(writing=False)
 
 
 @pytest.fixture

@@ -116,9 +116,10 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """jax.lax.top_k, whose results may be sliced.
 
   Without the barrier XLA merges a slice into the search, does not know it any more, and sorts all
-  values instead.
+  values instead. Each result has its own: with one for both, XLA fails where devices share rows.
   """
-  return jax.lax.optimization_barrier(jax.lax.top_k(values, k))
+  best, places = map(jax.lax.optimization_barrier, jax.lax.top_k(values, k))
+  return best, places
 
 
 def _chosen(best: jax.Array, children: jax.Array, parents: jax.Array) -> Chosen:
