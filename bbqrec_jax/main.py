@@ -184,7 +184,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
     )
     return 1
   except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+    if partition.is_alone():
       raise
     print(
       f"Error: the connection to another process is lost ({str(error).splitlines()[0]}). Start all "
