@@ -57,8 +57,11 @@ class Recommender:
     self._set_catalogue(ids)
 
   @classmethod
-  def load(cls, workdir: str | os.PathLike) -> "Recommender":
+  def load(cls, workdir: str | os.PathLike, num_beams: int = 0) -> "Recommender":
     """Loads the selected parameters of a finished run.
+
+    Args:
+      num_beams: W of the beam search; 0 for the run's own.
 
     Raises UserError if the workdir does not hold one, or a damaged one.
     """
@@ -71,6 +74,8 @@ class Recommender:
     stored = run_record.read_json(path, ("config",))["config"]
     ids = semantic_ids.load(workdir)
     try:
+      if num_beams:
+        stored["generator"]["num_beams"] = num_beams
       config = config_dict.FrozenConfigDict(stored)
       if not Whole(1).allows(config.generator.num_beams):
         raise ValueError(f"generator.num_beams={config.generator.num_beams!r}")
@@ -97,6 +102,11 @@ class Recommender:
   def item_ids(self) -> np.ndarray:
     """[I] str, everything that can be recommended."""
     return self._ids.item_ids
+
+  @property
+  def max_history(self) -> int:
+    """T: of a longer history, the latest items are used."""
+    return self._config.max_history
 
   @property
   def codes(self) -> np.ndarray:

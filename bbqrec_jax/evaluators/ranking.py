@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import time
 from collections.abc import Callable
 
 import jax
@@ -47,6 +48,7 @@ class Evaluator:
     if max_users and max_users < dataset.num_users:
       users = np.linspace(0, dataset.num_users - 1, max_users).astype(int)
       self._history, self._targets = self._history[users], self._targets[users]
+    self.seconds = 0.0  # What the last run() took.
     batch_size = min(batch_size, len(self._targets))
     self._batch_size = -(-batch_size // row_multiple) * row_multiple
 
@@ -60,6 +62,7 @@ class Evaluator:
     Returns:
       ({"recall@5": ..., ...}, ranks [U] int32 in the order of the dataset's users).
     """
+    started = time.perf_counter()
     num_users, shape = len(self._targets), (BATCHES_AT_ONCE, self._batch_size)
     ranks, pending = np.empty(num_users, np.int32), []
     for start in range(0, num_users, shape[0] * shape[1]):
@@ -72,6 +75,7 @@ class Evaluator:
       if len(pending) > 1:  # Fetch the ranks of a call after the next one is dispatched.
         _store(ranks, *pending.pop(0))
     _store(ranks, *pending.pop())
+    self.seconds = time.perf_counter() - started
     return metrics.summary(ranks, KS), ranks
 
 

@@ -130,7 +130,9 @@ EXPERIMENTS = {
       "Collisions: items less distinct semantic IDs",
       ("toys", "clothing"),
       tuple(Column(f"L = {n}", "collisions", ".0f", True) for n in IDS_LEVELS),
-      _of_levels("RQ-VAE", "tiger") | _of_levels("LETTER", "letter") | _of_levels("BBQRec", "bbqrec"),
+      _of_levels("RQ-VAE", "tiger")
+      | _of_levels("LETTER", "letter")
+      | _of_levels("BBQRec", "bbqrec"),
     ),
     Experiment(
       "table6",

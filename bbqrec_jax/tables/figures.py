@@ -17,7 +17,9 @@ def draw(experiment: Experiment, grids: Sequence[Grid], out: pathlib.Path) -> pa
   Raises UserError without matplotlib.
   """
   draw_fn = {"figure3": _draw_hyperparameters, "figure4": _draw_signals}.get(experiment.name)
-  if draw_fn is None or not any(cell.value for grid in grids for row in grid.rows for cell in row.cells):
+  if draw_fn is None or not any(
+    cell.value for grid in grids for row in grid.rows for cell in row.cells
+  ):
     return None
   try:
     import matplotlib  # An extra, for figures alone.

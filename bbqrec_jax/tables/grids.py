@@ -116,9 +116,7 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
 
 def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
   """What the user of the table changed, over all runs of a row."""
-  changes = [
-    " ".join(record["run"]["overrides"]) for of_seeds in of_columns for record in of_seeds
-  ]
+  changes = [" ".join(record["run"]["overrides"]) for of_seeds in of_columns for record in of_seeds]
   return tuple(dict.fromkeys(change for change in changes if change))
 
 
@@ -138,9 +136,7 @@ def _data(record: dict) -> str:
   )
 
 
-def _missing(
-  names: Sequence[str], found, num_seeds: int, needs_latency: bool
-) -> list[str]:
+def _missing(names: Sequence[str], found, num_seeds: int, needs_latency: bool) -> list[str]:
   lines = []
   for name in names:
     seeds = {record["run"]["seed"] for record in found[name]}

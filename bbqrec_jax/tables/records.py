@@ -6,8 +6,8 @@ device, seconds), with what a table needs beside it:
   run: dataset, system and seed; `overrides`, what the user of the table changed of the system's own
     settings; `tuned`, what results/tuning chose.
   test_ranks: the ranks of all users' test targets as far as the metrics see them (`packed`, see
-    pack_ranks()), and a hash of the users' ids in their order (`users`): a paired test needs no file
-    but the records.
+    pack_ranks()), and a hash of the users' ids in their order (`users`): a paired test needs no
+    file but the records.
   latency: seconds a user by beam width, where it was measured; bbqrec_jax/latency.py.
 """
 
@@ -76,7 +76,9 @@ def unpack_ranks(text: str) -> np.ndarray:
   try:
     seen = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
   except (ValueError, TypeError, zlib.error) as error:
-    raise UserError(f"test_ranks of a record is damaged ({error}); make the record again.") from None
+    raise UserError(
+      f"test_ranks of a record is damaged ({error}); make the record again."
+    ) from None
   return np.where(seen > 0, seen, metrics.NOT_FOUND).astype(np.int32)
 
 

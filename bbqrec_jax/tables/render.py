@@ -102,9 +102,7 @@ def csv_text(grids: Sequence[Grid]) -> str:
   """A line for each cell: dataset, system, metric, mean, std, seeds, paper, best_other, gain, p."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(
-    "dataset system metric mean std seeds paper best_other gain p".split()
-  )
+  writer.writerow("dataset system metric mean std seeds paper best_other gain p".split())
   for grid in grids:
     for row in grid.rows:
       for n, (column, cell) in enumerate(zip(grid.columns, row.cells)):

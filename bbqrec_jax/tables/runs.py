@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bbqrec_jax.errors import Stopped, UserError
@@ -44,18 +44,21 @@ class Outcome(NamedTuple):
 def main_command(
   system: System,
   data: Sequence[str],
-  overrides: Sequence[str],
+  tuned: Sequence[str],
+  changes: Sequence[str],
   seed: int,
   workdir: pathlib.Path,
 ) -> tuple[str, ...]:
-  """`python -m bbqrec_jax.main` for a run.
+  """`python -m bbqrec_jax.main` for a run. Of a field that is set twice, the later value counts.
 
   Args:
     data: what data_of() gives: the name for the config's `data`, then overrides.
-    overrides: switches and "field=value", behind the system's own.
+    tuned: what was chosen for the system's config, "field=value".
+    changes: switches and "field=value", behind the system's own.
   """
-  switches = [*system.switches, *(change for change in overrides if "=" not in change)]
-  fields = [*data[1:], *system.overrides, *(change for change in overrides if "=" in change)]
+  switches = [*system.switches, *(change for change in changes if "=" not in change)]
+  fields = [*data[1:], *tuned, *systems.as_text(system.overrides)]
+  fields += [change for change in changes if "=" in change]
   config = os.path.relpath(systems.config_path(system.config))
   return (
     *PYTHON,
@@ -72,11 +75,11 @@ def data_of(dataset: str, root: pathlib.Path | None) -> tuple[str, ...]:
 
   Args:
     root: a folder with DATASET/DATASET.inter, and beside it DATASET.item, text*.npy and image*.npy;
-      None: what the configs know by this name.
+      None: what the configs know by this name. They know "synthetic" whatever the root.
 
   Raises UserError if the files are not there, or it is not clear which to take.
   """
-  if root is None:
+  if root is None or dataset == "synthetic":
     return (dataset,)
   folder = root / dataset
   if not (folder / f"{dataset}.inter").is_file():
@@ -123,7 +126,7 @@ def _knows(system: System, data: str, change: str) -> bool:
   if not equals:
     return True
   for part in field.split("."):
-    if not isinstance(config, Mapping) and not hasattr(config, "keys") or part not in config:
+    if not hasattr(config, "keys") or part not in config:
       return False
     config = config[part]
   return True
@@ -201,7 +204,9 @@ class _Running:
     self._start()
 
   def _start(self) -> None:
-    environment = os.environ if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu}
+    environment = (
+      os.environ if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu}
+    )
     with open(self.job.log, "a", encoding="utf-8") as log:
       command = self._commands.pop(0)
       log.write(f"$ {shlex.join(command)}\n")

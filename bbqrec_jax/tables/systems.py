@@ -7,7 +7,8 @@ import functools
 import importlib.util
 import pathlib
 import sys
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
@@ -24,7 +25,7 @@ class System(NamedTuple):
     label: in tables, as the paper has it.
     config: configs/<config>.py.
     switches: what stands behind the config's colon.
-    overrides: "field=value", each of which becomes --config.field=value.
+    overrides: field of the config -> its value.
     has_test: False for one that only makes semantic IDs.
   """
 
@@ -32,7 +33,7 @@ class System(NamedTuple):
   label: str
   config: str
   switches: tuple[str, ...] = ()
-  overrides: tuple[str, ...] = ()
+  overrides: Mapping[str, Any] = {}
   has_test: bool = True
 
 
@@ -92,7 +93,7 @@ VARIANTS = tuple(
     variant_name(letter, value),
     f"{letter} = {value}",
     config="bbqrec",
-    overrides=(f"{field}={value}",),
+    overrides={field: value},
   )
   for letter, (field, values) in HYPERPARAMETERS.items()
   for value in values
@@ -102,13 +103,13 @@ VARIANTS = tuple(
 IDS_LEVELS = (2, 3, 4)  # Table 5.
 
 
-def _only_ids(config: str, stages: tuple[str, ...]) -> tuple[System, ...]:
+def _only_ids(config: str, label: str, stages: tuple[str, ...]) -> tuple[System, ...]:
   return tuple(
     System(
       f"{config}_ids_l{num_levels}",
-      f"{config}, L = {num_levels}",
+      f"{label}, L = {num_levels}",
       config=config,
-      overrides=(f"num_levels={num_levels}", f"stages={stages!r}"),
+      overrides=dict(num_levels=num_levels, stages=stages),
       has_test=False,
     )
     for num_levels in IDS_LEVELS
@@ -116,14 +117,17 @@ def _only_ids(config: str, stages: tuple[str, ...]) -> tuple[System, ...]:
 
 
 IDS = (
-  *_only_ids("tiger", ("rqvae",)),
-  *_only_ids("letter", ("ranker", "rqvae")),
-  *_only_ids("bbqrec", ("tokenizer",)),
+  *_only_ids("tiger", "RQ-VAE", ("rqvae",)),
+  *_only_ids("letter", "LETTER", ("ranker", "rqvae")),
+  *_only_ids("bbqrec", "BBQRec", ("tokenizer",)),
 )
 
-SYSTEMS = {
-  system.name: system for system in (*BASELINES, BBQREC, *ABLATIONS, *VARIANTS, *IDS)
-}
+SYSTEMS = {system.name: system for system in (*BASELINES, BBQREC, *ABLATIONS, *VARIANTS, *IDS)}
+
+
+def as_text(overrides: Mapping[str, Any]) -> list[str]:
+  """{"field": value} as "field=value"."""
+  return [f"{field}={value}" for field, value in overrides.items()]
 
 
 def arg_of(data: str, switches: tuple[str, ...]) -> str:
@@ -166,7 +170,8 @@ def models(system: System) -> list[str]:
   Raises UserError if there is no such config.
   """
   config = load_config(system.config, ",".join(system.switches))
-  return [f"bbqrec_jax/models/{config[stage].model_name}.py" for stage in config.stages]
+  stages = system.overrides.get("stages", config.stages)
+  return [f"bbqrec_jax/models/{config[stage].model_name}.py" for stage in stages]
 
 
 def listing() -> str:
@@ -175,7 +180,7 @@ def listing() -> str:
   for system in SYSTEMS.values():
     arg = ",".join(system.switches)
     config = f"configs/{system.config}.py" + (f":{arg}" if arg else "")
-    changes = " ".join(f"--config.{override}" for override in system.overrides)
+    changes = " ".join(f"--config.{field}" for field in as_text(system.overrides))
     try:
       files = " ".join(dict.fromkeys(models(system)))
     except UserError as error:

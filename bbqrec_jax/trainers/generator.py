@@ -137,7 +137,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   results, ranks = {}, {}
   for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
+    evaluator = make_evaluator(split=split)
+    results[split], ranks[split] = evaluate(evaluator, fitted.params)
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, ranks)
   return (
@@ -146,6 +147,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     | dict(
       encoder=model.encoder,
       num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
+      test_seconds=evaluator.seconds,  # The validation split's has compiled it.
       seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
       peak_memory_mb=run_record.peak_memory_mb(),
     )
