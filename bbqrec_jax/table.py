@@ -7,10 +7,10 @@ python -m bbqrec_jax.table --render_only --datasets=beauty,sports
 python -m bbqrec_jax.table --list
 
 A run is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/SEED; its record, which holds all
-that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again; one
-that was stopped goes on; one that fails is named, and the rest goes on. What launch/sweep.py has
-chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md, .csv
-and .tex, with what is there; it names what is missing.
+that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again;
+one that was stopped goes on; one that fails is named, and the rest goes on. What launch/sweep.py
+has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md,
+.csv and .tex, with what is there; it names what is missing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from bbqrec_jax import run_record
 from bbqrec_jax.errors import Stopped, UserError
-from bbqrec_jax.tables import figures, grids, records, render, runs, systems, tuning
+from bbqrec_jax.tables import figures, grids, options, records, render, runs, systems, tuning
 from bbqrec_jax.tables.experiments import EXPERIMENTS, LATENCY_BEAMS, Experiment
 from bbqrec_jax.tables.systems import SYSTEMS, System
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(systems.listing())
       return 0
     experiment = EXPERIMENTS[args.experiment]
-    datasets = _names(args.datasets) or experiment.datasets
+    datasets = options.names(args.datasets) or experiment.datasets
     chosen = _chosen(args.systems, experiment)
     failed = []
     if not args.render_only:
@@ -66,44 +66,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--datasets", default="", help="names with commas (default: the paper's)")
   parser.add_argument("--systems", default="all", help="names with commas, of --list")
   parser.add_argument(
-    "--seeds", type=_at_least_one, default=3, help="0, 1, ... (default: 3 of them)"
+    "--seeds", type=options.at_least_one, default=3, help="0, 1, ... (default: 3 of them)"
   )
-  parser.add_argument("--workdir", type=pathlib.Path, help="where the runs are kept")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
-  parser.add_argument(
-    "--root",
-    type=pathlib.Path,
-    help="folder with NAME/NAME.inter, NAME/NAME.item, NAME/text*.npy, NAME/image*.npy (default: "
-    "the configs' own data of this name)",
-  )
-  parser.add_argument(
-    "--overrides",
-    nargs="+",
-    default=[],
-    metavar="CHANGE",
-    help="FIELD=VALUE of a config, or a switch, for every system whose config knows it; with "
-    "SYSTEM: in front for that system alone; the records tell of them",
-  )
-  parser.add_argument(
-    "--jobs", type=_at_least_one, help="runs at the same time (default: one for each GPU, or one)"
-  )
+  parser.add_argument("--workdir", help="where the runs are kept")
+  options.add(parser)
   parser.add_argument("--render_only", action="store_true", help="from the records that are there")
   return parser.parse_args(argv)
 
 
-def _at_least_one(text: str) -> int:
-  if int(text) < 1:
-    raise argparse.ArgumentTypeError("must be at least 1")
-  return int(text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-  return tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-
-
 def _chosen(text: str, experiment: Experiment) -> tuple[str, ...]:
   """The experiment's systems that --systems names, in the experiment's order."""
-  names = experiment.systems if text == "all" else _names(text)
+  names = experiment.systems if text == "all" else options.names(text)
   unknown = [name for name in names if name not in experiment.systems]
   if unknown or not names:
     raise UserError(
@@ -150,15 +123,11 @@ def _run_missing(
     run_record.write_output(path, record)
     return _summary(record)
 
-  gpus = runs.devices()
-  at_once = args.jobs or max(len(gpus), 1)
-  # One run alone takes all the devices that there are.
-  outcomes = runs.execute(jobs, at_once, gpus if at_once > 1 else ())
-  return runs.show(outcomes, len(wanted), done + 1, tell)
+  return runs.show(runs.execute(jobs, args.jobs), len(wanted), done + 1, tell)
 
 
 def _workdir(args: argparse.Namespace, dataset: str, system: System, seed: int) -> pathlib.Path:
-  return args.workdir / dataset / system.name / str(seed)
+  return pathlib.Path(args.workdir, dataset, system.name, str(seed))
 
 
 def _job(

@@ -1,6 +1,7 @@
 """What the configs share: their switches, and the settings that several of them repeat."""
 
 import difflib
+import itertools
 
 from ml_collections import config_dict
 
@@ -111,6 +112,25 @@ def data_section(name: str) -> dict:
     raise ValueError(f"data={name!r}: the data are one of {', '.join(sections)}.")
   return sections[name]
 
+
+def trials(choices: dict[str, tuple]) -> list[dict]:
+  """A config's sweep() for launch/sweep.py: every combination of the fields' values.
+
+  All systems have the same number of them, four.
+  """
+  return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+
+
+# Of every system that scores all items: what moves them most.
+RANKER_TRIALS = {
+  "ranker.optimizer.learning_rate": (5e-4, 1e-3),
+  "ranker.model.dropout_rate": (0.2, 0.5),
+}
+# Of every generator on semantic IDs.
+GENERATOR_TRIALS = {
+  "generator.optimizer.learning_rate": (3e-4, 1e-3),
+  "generator.model.dropout_rate": (0.1, 0.2),
+}
 
 PARALLEL = dict(
   mode="jit",  # Or "pmap": bbqrec_jax/partition.py.

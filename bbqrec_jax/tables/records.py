@@ -75,11 +75,12 @@ def unpack_ranks(text: str) -> np.ndarray:
   """
   try:
     seen = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    seen = seen.astype(np.int32)  # NOT_FOUND is no uint8.
   except (ValueError, TypeError, zlib.error) as error:
     raise UserError(
       f"test_ranks of a record is damaged ({error}); make the record again."
     ) from None
-  return np.where(seen > 0, seen, metrics.NOT_FOUND).astype(np.int32)
+  return np.where(seen > 0, seen, np.int32(metrics.NOT_FOUND))
 
 
 def quantity(found: dict, name: str) -> float | None:

@@ -156,18 +156,21 @@ def devices() -> list[str]:
   return [str(n) for n in range(len([line for line in lines if line.startswith("GPU")]))]
 
 
-def execute(jobs: Sequence[Job], at_once: int, gpus: Sequence[str]) -> Iterator[Outcome]:
+def execute(jobs: Sequence[Job], at_once: int | None = None) -> Iterator[Outcome]:
   """Runs the jobs and gives how each ended, as soon as it has.
 
   Args:
-    at_once: how many run at the same time.
-    gpus: shared among them, one for each; [] leaves the devices to the runs.
+    at_once: how many run at the same time, each with a GPU of its own as far as there are; a run
+      alone has all devices. None: one for each GPU, or one.
 
   Raises Stopped at SIGINT or SIGTERM, and when a run was stopped by one, after all that run have
   saved. A second SIGINT does not wait.
   """
+  gpus = devices()
+  at_once = at_once or max(len(gpus), 1)
+  shares = gpus if gpus and at_once > 1 else [None]
+  free = [shares[n % len(shares)] for n in range(at_once)]
   waiting, running = list(jobs), []
-  free = [gpus[n % len(gpus)] for n in range(at_once)] if gpus else [None] * at_once
   with _Signals() as signals:
     try:
       while waiting or running:

@@ -25,6 +25,8 @@ def choice(out: pathlib.Path, dataset: str, system: systems.System) -> tuple[str
   if not tuned.exists():
     return ()
   chosen = run_record.read_json(tuned, ("choice",))["choice"]
+  if chosen is None:  # Some of its trials are still to be made.
+    return ()
   if not isinstance(chosen, dict):
     raise UserError(f"{tuned} is damaged, its choice is no object; make it again.")
   return tuple(systems.as_text(chosen))
