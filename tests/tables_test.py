@@ -121,7 +121,7 @@ def test_what_is_missing_is_named_and_its_cells_say_so(out):
   assert line.count(render.NOT_RUN) == 6
   # SASRec has no semantic IDs: nothing is missing there.
   line = next(line for line in text.splitlines() if line.startswith("| SASRec"))
-  assert line.endswith("|  | 2.00 |") and render.NOT_RUN not in line
+  assert line.endswith("|  | 2.000 |") and render.NOT_RUN not in line
 
 
 def test_a_shortened_run_is_marked_and_the_data_are_described(out):
@@ -130,8 +130,17 @@ def test_a_shortened_run_is_marked_and_the_data_are_described(out):
   text = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec")])
   assert "| SASRec \\* |" in text and "* \\* SASRec: `ranker.num_epochs=3`" in text
   assert "| BBQRec |" in text
-  data = "Data: 211 users, 97 items, 1,009 interactions; text of 89 items (text_a.npy)."
-  assert data in text
+  assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
+  assert "* Data: text of 89 items (text_a.npy).\n" in text
+
+
+def test_it_is_said_who_reads_which_features(out):
+  table1 = table_records.table1() | dict(texts=0)
+  write_record(out, "beauty", "sasrec", 0, some_ranks(0), data=dict(table1=table1))
+  text = render.markdown(TABLE2, [make(out, "gru4rec", "sasrec", "bbqrec")])
+  assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
+  assert "* Data: ids alone: SASRec.\n" in text
+  assert "* Data: text of 89 items (text_a.npy): GRU4Rec, BBQRec.\n" in text
 
 
 def test_csv_holds_every_number(out):

@@ -89,7 +89,7 @@ EXPERIMENTS = {
       (
         *_RANKING,
         Column("collisions", "collisions", ".0f", None),
-        Column("ms a user", "ms_per_user", ".2f", None),
+        Column("ms a user", "ms_per_user", ".3f", None),
       ),
       _rows(*BASELINES, BBQREC),
       tested=BBQREC.label,

@@ -1,7 +1,7 @@
 """Tables as data: records in, cells out, and what is missing."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bbqrec_jax.tables import records, statistics, systems
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
   dataset: str
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
-  data: tuple[str, ...]  # What the runs learnt from, in words; more than one where they differ.
+  data: tuple[str, ...]  # What the runs learnt from, in words.
   missing: tuple[str, ...]  # Runs that have no record, in words.
 
 
@@ -73,11 +73,15 @@ def make(
     for label in labels
   ]
   names = [name for name in experiment.systems if name in chosen]
+  of_labels = {
+    label: [record for n in columns for record in found[experiment.system_of(label, n)]]
+    for label in labels
+  }
   return Grid(
     dataset,
     experiment.columns,
     tuple(rows),
-    tuple(dict.fromkeys(_data(record) for name in names for record in found[name])),
+    tuple(_data(of_labels)),
     tuple(_missing(names, found, num_seeds, experiment.needs_latency)),
   )
 
@@ -120,20 +124,32 @@ def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
   return tuple(dict.fromkeys(change for change in changes if change))
 
 
-def _data(record: dict) -> str:
-  """The features of a run's data, in words."""
-  data, counts = record["config"]["data"], record["data"]["table1"]
-  files = {name: pathlib.PurePath(p).name for name, p in (data.get("features") or {}).items() if p}
-  of = {"text": counts["texts"], "image": counts["images"]}
-  features = [
-    f"{name} of {of[name]:,} items" + (f" ({files[name]})" if name in files else "")
-    for name in of
-    if of[name]
-  ]
-  return (
-    f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} "
-    f"interactions; {', '.join(features) or 'no features'}"
-  )
+def _data(of_labels: dict[str, list[dict]]) -> Iterator[str]:
+  """The data in words, once; and their features, with the rows that read them."""
+  lines = {}  # What is said -> the labels that it is said of.
+  for label, of_label in of_labels.items():
+    for record in of_label:
+      counts = record["data"]["table1"]
+      size = (
+        f"{counts['users']:,} users, {counts['items']:,} items, "
+        f"{counts['interactions']:,} interactions"
+      )
+      for line in (size, _features(record)):
+        lines.setdefault(line, {})[label] = None
+  there = sum(bool(of_label) for of_label in of_labels.values())
+  for line, labels in lines.items():
+    yield line if len(labels) == there else f"{line}: {', '.join(labels)}"
+
+
+def _features(record: dict) -> str:
+  """What a run reads beside the ids."""
+  counts, files = record["data"]["table1"], record["config"]["data"].get("features") or {}
+  features = []
+  for modality, key in (("text", "texts"), ("image", "images")):
+    if counts[key]:
+      name = f" ({pathlib.PurePath(files[modality]).name})" if files.get(modality) else ""
+      features.append(f"{modality} of {counts[key]:,} items{name}")
+  return " and ".join(features) or "ids alone"
 
 
 def _missing(names: Sequence[str], found, num_seeds: int, needs_latency: bool) -> list[str]:

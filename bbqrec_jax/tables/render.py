@@ -24,11 +24,9 @@ def markdown(experiment: Experiment, grids: Sequence[Grid]) -> str:
       "",
     ]
   for grid in grids:
-    lines += [f"## {grid.dataset}", "", *(f"Data: {data}." for data in grid.data)]
-    lines += [""] if grid.data else []
-    lines += [*_table(grid), ""]
-    lines += [f"* {line}" for line in _remarks(grid)]
-    lines += [""] if _remarks(grid) else []
+    remarks = [*(f"Data: {line}." for line in grid.data), *_remarks(grid)]
+    lines += [f"## {grid.dataset}", "", *_table(grid), ""]
+    lines += [*(f"* {remark}" for remark in remarks), ""] if remarks else []
   return "\n".join(lines)
 
 
