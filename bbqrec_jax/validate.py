@@ -163,6 +163,9 @@ _RANKER = Section(
         num_layers=_LAYERS,
         num_heads=_HEADS,
         mlp_dim=_WIDTH,
+        hidden_dim=_WIDTH,
+        mask_rate=Real(0.0, 1.0, above=True),
+        last_rate=_SHARE,
         dropout_rate=_RATE,
         dtype=_DTYPE,
       ),
@@ -175,8 +178,24 @@ _RANKER = Section(
   | _TRAINING
 )
 
+_COUNTS = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(num_neighbours=Whole(1, 100_000), decay=_SHARE),
+      callee=_model("counts", needs="scores"),
+    ),
+    eval_batch_size=_BATCH,
+  )
+)
+
 # The section of every stage, which has the stage's name.
-_STAGES = dict(tokenizer=_TOKENIZER, ranker=_RANKER, generator=_GENERATOR)
+_STAGES = dict(
+  tokenizer=_TOKENIZER,
+  ranker=_RANKER,
+  generator=_GENERATOR,
+  counts=_COUNTS,
+)
 # Fields by which sections' own are set together, and the stages whose sections those are.
 _SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
 _SHARING = ("tokenizer", "generator")
@@ -223,11 +242,11 @@ def _rules(config: Mapping) -> Section:
     seed=_SEED,
     stages=Many(Text()),
     max_history=_HISTORY,
-    dtype=_DTYPE,
-    profile_steps=Text(may_be_empty=True),
     data=_DATA,
     parallel=_PARALLEL,
   )
+  if set(found) - {"counts"}:  # Of what learns by gradients.
+    rules |= dict(dtype=_DTYPE, profile_steps=Text(may_be_empty=True))
   if any(stage in _SHARING for stage in found):
     rules |= _SHARED
   return Section(rules | {stage: _STAGES[stage] for stage in found})
@@ -244,7 +263,7 @@ def check_config(config: Mapping) -> None:
       or the fields that do not go together.
   """
   check(config, _rules(config))
-  diagnostics.parse_steps(config["profile_steps"])
+  diagnostics.parse_steps(config.get("profile_steps", ""))
   _check_stages(config["stages"])
   if "tokenizer" in config:
     _check_sequence(config)

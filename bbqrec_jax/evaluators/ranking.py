@@ -48,7 +48,6 @@ class Evaluator:
     if max_users and max_users < dataset.num_users:
       users = np.linspace(0, dataset.num_users - 1, max_users).astype(int)
       self._history, self._targets = self._history[users], self._targets[users]
-    self.seconds = 0.0  # What the last run() took.
     batch_size = min(batch_size, len(self._targets))
     self._batch_size = -(-batch_size // row_multiple) * row_multiple
 
@@ -62,7 +61,6 @@ class Evaluator:
     Returns:
       ({"recall@5": ..., ...}, ranks [U] int32 in the order of the dataset's users).
     """
-    started = time.perf_counter()
     num_users, shape = len(self._targets), (BATCHES_AT_ONCE, self._batch_size)
     ranks, pending = np.empty(num_users, np.int32), []
     for start in range(0, num_users, shape[0] * shape[1]):
@@ -75,7 +73,6 @@ class Evaluator:
       if len(pending) > 1:  # Fetch the ranks of a call after the next one is dispatched.
         _store(ranks, *pending.pop(0))
     _store(ranks, *pending.pop())
-    self.seconds = time.perf_counter() - started
     return metrics.summary(ranks, KS), ranks
 
 
@@ -97,6 +94,27 @@ def make_rank_fn(rank_fn: Callable, partition: Partition) -> Callable:
     return over_batches(context, place(history), place(targets))
 
   return ranks
+
+
+def evaluate_splits(
+  make_evaluator: Callable, rank_fn: Callable
+) -> tuple[dict[str, dict[str, float] | float], dict[str, np.ndarray]]:
+  """Both splits, at the end of a stage: the only place where the test split is touched.
+
+  Args:
+    make_evaluator: split= -> Evaluator.
+    rank_fn: as for Evaluator.run().
+
+  Returns:
+    (results, ranks): split -> what Evaluator.run() gives. Among the results also test_seconds, what
+    the test split took; nothing was compiled in it, the validation split came first.
+  """
+  results, ranks = {}, {}
+  for split in ("valid", "test"):
+    evaluator, started = make_evaluator(split=split), time.perf_counter()
+    results[split], ranks[split] = evaluator.run(rank_fn)
+    results["test_seconds"] = time.perf_counter() - started
+  return results, ranks
 
 
 def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
