@@ -85,7 +85,7 @@ def _subspaces(x: jax.Array, num_subspaces: int) -> jax.Array:
 
 
 def _nearest(points: jax.Array, codebooks: jax.Array) -> jax.Array:
-  """[S, P, D'], [S, N, D'] -> [S, P] int32. One subspace at a time, since each compares P with N."""
+  """[S, P, D'], [S, N, D'] -> [S, P] int32; one subspace after the other bounds the memory."""
   return jax.lax.map(lambda one: quantizer.nearest(*one), (points, codebooks))
 
 
