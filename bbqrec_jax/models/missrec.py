@@ -90,7 +90,9 @@ class Model(item_ranker.OneTarget):
     Raises UserError if the data have neither text nor images.
     """
     if not inputs["features"]:
-      raise UserError("missrec: no item has a vector of text or image, of which it makes interests.")
+      raise UserError(
+        "missrec: no item has a vector of text or image, of which it makes interests."
+      )
     prepared = {}
     for name, features in inputs["features"].items():
       key, own_key = jax.random.split(key)

@@ -41,7 +41,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     item_drop_rate=section.item_drop_rate,
   )
   trained = ranker.fit(STAGE, config, dataset, workdir, writer, make_loss=make_loss)
-  valid, _ = trained.evaluate("valid", trained.fitted.params)
+  ranks = trained.ranks_by(trained.fitted.params)
+  valid, _ = trained.make_evaluator(split="valid").run(ranks)
   return ranker.record(trained, started) | dict(valid_at_best=valid)
 
 
@@ -70,21 +71,19 @@ def loss_fn(
   items = ranker.catalogue(model, params, inputs)
   vectors, scorer = items.vectors.astype(model.dtype), model.scorer(items)
 
-  def represent(history, targets, key):
-    predicted = model.apply(
-      {"params": params}, items, history, targets, inputs, False,
-      method="predictions", rngs=dict(dropout=key),
-    )  # fmt: skip
-    return predicted.hidden[:, 0].astype(model.dtype)
-
   sequences, augmented, targets = [], [], []
   for n, group in enumerate(batch):
-    history, target = group["history"][0], group["targets"][0]
-    own_key, other_key, drop_key = jax.random.split(jax.random.fold_in(key, n), 3)
-    sequences.append(represent(history, target, own_key))
+    history, target = group["history"][0], group["targets"][0, :, 0]
+    drop_key, dropout_key = jax.random.split(jax.random.fold_in(key, n))
     dropped = drop_items(history, jax.random.bits(drop_key, (2,), jnp.uint32), item_drop_rate)
-    augmented.append(represent(dropped, target, other_key))
-    targets.append(target[:, 0])
+    both = model.apply(  # In one pass: programs compile longer than that takes.
+      {"params": params}, items, jnp.concatenate([history, dropped]), inputs, False,
+      method="sequence", rngs=dict(dropout=dropout_key),
+    )  # fmt: skip
+    own, other = jnp.split(both.astype(model.dtype), 2)
+    sequences.append(own)
+    augmented.append(other)
+    targets.append(target)
   h, views, targets = map(jnp.concatenate, (sequences, augmented, targets))  # [R, E], [R, E], [R]
   all_views, candidates = losses.gather_rows((views, targets), axis_name)  # [P, E], [P]
   weights = (targets >= 0) / jnp.maximum(losses.total(targets >= 0, axis_name), 1)

@@ -13,9 +13,9 @@ A score is hidden . vector + bias, unless the model's scorer() says otherwise. S
 data/batches.windows(), or prefixes() for a model that predicts one item of each: every position but
 a user's first is a target once an epoch. What a model prepares, such as codes that it does not
 learn, stands in <stage>_prepared.npz. With ranker.init_from, parameters start from those that an
-earlier stage of the run, trainers/pretrainer.py, found best. The loss is a mean over targets; where a model predicts another
-number of them than a sequence has, the sequence keeps its weight. Evaluation, selection and
-stopping are those of every stage, over the whole catalogue.
+earlier stage of the run, trainers/pretrainer.py, found best. The loss is a mean over targets; where
+a model predicts another number of them than a sequence has, the sequence keeps its weight.
+Evaluation, selection and stopping are those of every stage, over the whole catalogue.
 """
 
 import functools
@@ -55,7 +55,8 @@ class Trained(NamedTuple):
   """What fit() leaves behind."""
 
   fitted: loop.Fitted
-  evaluate: Callable  # (split, params) -> what Evaluator.run() gives.
+  make_evaluator: Callable  # split= -> ranking.Evaluator.
+  ranks_by: Callable  # params -> a rank_fn for it.
   make_items: Callable  # params -> the model's Items, of I' rows.
 
 
@@ -88,9 +89,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     STAGE, config, dataset, workdir, writer, make_loss=make_loss, init_from=section.init_from
   )
   params = trained.fitted.params
-  results, found = {}, {}
-  for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], found[split] = trained.evaluate(split, params)
+  results, found = ranking.evaluate_splits(trained.make_evaluator, trained.ranks_by(params))
   vectors = partition_lib.fetch(trained.make_items(params).vectors)[: dataset.num_items]
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, found)
@@ -149,22 +148,18 @@ def fit(
   make_items = jax.jit(functools.partial(catalogue, model))
   rank_fn = ranking.make_rank_fn(functools.partial(ranks, model), partition)
 
-  def make_evaluate(split):
-    evaluator = ranking.Evaluator(
-      dataset,
-      split=split,
-      max_history=config.max_history,
-      batch_size=section.eval_batch_size,
-      row_multiple=partition.row_multiple,
-    )
+  make_evaluator = functools.partial(
+    ranking.Evaluator,
+    dataset,
+    max_history=config.max_history,
+    batch_size=section.eval_batch_size,
+    row_multiple=partition.row_multiple,
+  )
 
-    def evaluate(params):
-      context = (params, make_items(params, inputs), inputs)
-      return evaluator.run(functools.partial(rank_fn, context))
+  def ranks_by(params):
+    return functools.partial(rank_fn, (params, make_items(params, inputs), inputs))
 
-    return evaluate
-
-  select = make_evaluate("valid")
+  selection = make_evaluator(split="valid")
   with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
     fitted = loop.fit(
       state,
@@ -176,7 +171,7 @@ def fit(
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: select(params)[0],
+      eval_fn=lambda params: selection.run(ranks_by(params))[0],
       eval_steps=section.eval_epochs * data.steps_per_epoch,
       monitor=section.monitor,
       patience=section.patience,
@@ -187,11 +182,7 @@ def fit(
       workdir=workdir,
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
-  return Trained(
-    fitted,
-    evaluate=lambda split, params: make_evaluate(split)(params),
-    make_items=lambda params: make_items(params, inputs),
-  )
+  return Trained(fitted, make_evaluator, ranks_by, lambda params: make_items(params, inputs))
 
 
 def record(trained: Trained, started: float) -> dict[str, Any]:
