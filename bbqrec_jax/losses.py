@@ -7,7 +7,8 @@ the mapped axis, over which rows are counted and summed, so that each device has
 loss. None, the default, is for everything else.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,8 +146,23 @@ def score_rows(h: jax.Array, vectors: jax.Array, bias: jax.Array, items: jax.Arr
   return jnp.sum(products, axis=-1) + bias[items]
 
 
+class Scorer(NamedTuple):
+  """How items are scored, if not by score_items() and score_rows(): two like them."""
+
+  items: Callable  # (h, vectors, bias, precision=None) -> [R, I] float32.
+  rows: Callable  # (h, vectors, bias, items) -> [R] float32.
+
+
+PRODUCT = Scorer(score_items, score_rows)
+
+
 def softmax_loss(
-  h: jax.Array, vectors: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+  h: jax.Array,
+  vectors: jax.Array,
+  bias: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  scorer: Scorer = PRODUCT,
 ) -> jax.Array:
   """Cross-entropy of the target among all items.
 
@@ -155,14 +171,15 @@ def softmax_loss(
     bias: [I] float32, added to the scores; layers.MASKED for a row that is no item.
     targets: [R] int32 in [0, I); any of them where the weight is 0.
     weights: [R] float32, of each row in the sum.
+    scorer: what gives the scores; its vectors may have further axes behind the first.
 
   Returns:
     [] float32, nats; weighted sum.
   """
   # The target's score from its own row: taken out of all scores, its gradient would be one more
   # array of [R, I].
-  target_scores = score_rows(h, vectors, bias, targets)
-  normaliser = jax.nn.logsumexp(score_items(h, vectors, bias), axis=-1)
+  target_scores = scorer.rows(h, vectors, bias, targets)
+  normaliser = jax.nn.logsumexp(scorer.items(h, vectors, bias), axis=-1)
   return jnp.sum(weights * (normaliser - target_scores))
 
 
@@ -174,21 +191,22 @@ def bce_loss(
   negatives: jax.Array,
   weights: jax.Array,
   negative_weights: jax.Array,
+  scorer: Scorer = PRODUCT,
 ) -> jax.Array:
   """Binary cross-entropy of the target and of one sampled negative: SASRec Eq. (7).
 
   Kang and McAuley 2018 (arXiv:1808.09781).
 
   Args:
-    h, vectors, bias, targets, weights: as for softmax_loss().
+    h, vectors, bias, targets, weights, scorer: as for softmax_loss().
     negatives: [R] int32 in [0, I).
     negative_weights: [R] float32, `weights`, or 0 where the negative is none after all.
 
   Returns:
     [] float32, nats; weighted sum over both terms.
   """
-  positive = jax.nn.log_sigmoid(score_rows(h, vectors, bias, targets))
-  negative = jax.nn.log_sigmoid(-score_rows(h, vectors, bias, negatives))
+  positive = jax.nn.log_sigmoid(scorer.rows(h, vectors, bias, targets))
+  negative = jax.nn.log_sigmoid(-scorer.rows(h, vectors, bias, negatives))
   return -jnp.sum(weights * positive) - jnp.sum(negative_weights * negative)
 
 

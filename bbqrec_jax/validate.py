@@ -13,7 +13,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
-from bbqrec_jax.trainers import ranker, tokenizer
+from bbqrec_jax.trainers import pretrainer, ranker, tokenizer
 
 # Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
 _WIDTH = Whole(1, 65_536)
@@ -28,6 +28,7 @@ _DTYPE = OneOf(("float32", "bfloat16"))
 _RATE = Real(0.0, 1.0, below=True)  # Of dropout, where 1 would leave nothing.
 _SHARE = Real(0.0, 1.0)
 _WEIGHT = Real(0.0)
+_TEMPERATURE = Real(1e-6)
 
 
 def _data(config: Mapping) -> Callable:
@@ -115,7 +116,7 @@ _TOKENIZER = Section(
     commitment_weight=_WEIGHT,
     rec_weight=_WEIGHT,
     mim_weight=_WEIGHT,
-    temperature=Real(1e-6),
+    temperature=_TEMPERATURE,
     kmeans_iters=Whole(0, 100_000),
     revive_steps=Whole(),
     club_lr_scale=_WEIGHT,
@@ -154,28 +155,53 @@ _GENERATOR = Section(
   | _TRAINING
 )
 
+
+def _item_ranker(stage: str, needs: str) -> Section:
+  """The arguments of a model that scores every item."""
+  return Section(
+    dict(
+      width=_WIDTH,
+      num_layers=_LAYERS,
+      num_heads=_HEADS,
+      mlp_dim=_WIDTH,
+      hidden_dim=_WIDTH,
+      mask_rate=Real(0.0, 1.0, above=True),
+      last_rate=_SHARE,
+      num_subspaces=_WIDTH,
+      codebook_size=_CODES,
+      opq_iters=Whole(0, 100_000),
+      num_interests=_CODES,
+      temperature=_TEMPERATURE,
+      dropout_rate=_RATE,
+      dtype=_DTYPE,
+    ),
+    callee=_model(stage, needs),
+    given=("num_items", "feature_dims", "max_history", *_OF_FLAX),
+  )
+
+
 _RANKER = Section(
   dict(
     model_name=Text(),
-    model=Section(
-      dict(
-        width=_WIDTH,
-        num_layers=_LAYERS,
-        num_heads=_HEADS,
-        mlp_dim=_WIDTH,
-        hidden_dim=_WIDTH,
-        mask_rate=Real(0.0, 1.0, above=True),
-        last_rate=_SHARE,
-        dropout_rate=_RATE,
-        dtype=_DTYPE,
-      ),
-      callee=_model("ranker", needs="predictions"),
-      given=("num_items", "feature_dims", "max_history", *_OF_FLAX),
-    ),
+    model=_item_ranker(ranker.STAGE, needs="predictions"),
     loss=OneOf(ranker.LOSSES),
+    init_from=OneOf(("", pretrainer.STAGE)),
     monitor=OneOf(ranking.NAMES),
   )
   | _TRAINING
+)
+
+_PRETRAINER = Section(
+  dict(
+    model_name=Text(),
+    model=_item_ranker(pretrainer.STAGE, needs="sequence"),
+    temperature=_TEMPERATURE,
+    sequence_weight=_WEIGHT,
+    item_drop_rate=_RATE,
+    monitor=OneOf(ranking.NAMES),
+  )
+  | _TRAINING
+  | dict(micro_batch_size=OneOf((0,)))  # Negatives are those of the whole batch.
 )
 
 _COUNTS = Section(
@@ -192,6 +218,7 @@ _COUNTS = Section(
 # The section of every stage, which has the stage's name.
 _STAGES = dict(
   tokenizer=_TOKENIZER,
+  pretrainer=_PRETRAINER,
   ranker=_RANKER,
   generator=_GENERATOR,
   counts=_COUNTS,
@@ -269,9 +296,11 @@ def check_config(config: Mapping) -> None:
     _check_sequence(config)
   if "generator" in config:
     _check_generator(config)
-  if "ranker" in config:
-    model = config["ranker"]["model"]
-    _check_heads("ranker.model", model, _model("ranker")(config))
+  for stage in (pretrainer.STAGE, ranker.STAGE):
+    if stage in config:
+      _check_heads(f"{stage}.model", config[stage]["model"], _model(stage)(config))
+  if "ranker" in config and config["ranker"]["init_from"]:
+    _check_init_from(config)
 
 
 def _check_stages(stages: Sequence[str]) -> None:
@@ -281,6 +310,21 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise UserError(f"stages={tuple(stages)} must name at least one stage, and none twice.")
   if "tokenizer" in stages[1:]:
     raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
+
+
+def _check_init_from(config: Mapping) -> None:
+  """The stage that the ranker starts from comes before it, and has a model of the same shapes."""
+  stages, stage = config["stages"], config["ranker"]["init_from"]
+  if stage not in stages or stages.index(stage) > stages.index(ranker.STAGE):
+    raise UserError(f"ranker.init_from={stage!r}: stages={tuple(stages)} must have it before.")
+  own, other = config["ranker"], config[stage]
+  differ = [key for key in own["model"] if own["model"][key] != other["model"].get(key)]
+  if own["model_name"] != other["model_name"] or set(differ) - {"use_id", "dropout_rate"}:
+    names = ", ".join(differ) or "model_name"
+    raise UserError(
+      f"ranker.init_from={stage!r}: ranker.model and {stage}.model must be alike, but for use_id "
+      f"and dropout_rate; they differ in {names}."
+    )
 
 
 def _check_generator(config: Mapping) -> None:

@@ -274,6 +274,7 @@ def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> confi
   config.ranker = dict(
     model_name=model_name,
     model=dict(dropout_rate=0.5, dtype=dtype),  # Its arguments.
+    init_from="",  # Or an earlier stage, whose best parameters it starts from.
     loss="bce" if arg.bce else "softmax",
     optimizer=dict(
       learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0
