@@ -13,5 +13,5 @@ def get_config(arg: str = ""):
   return common.bbqrec(arg, data=common.data_section(arg.data))
 
 
-def sweep():
-  return common.trials(common.GENERATOR_TRIALS)
+def sweep(add):
+  common.add_trials(add, common.GENERATOR_TRIALS)

@@ -115,12 +115,13 @@ def data_section(name: str) -> dict:
   return sections[name]
 
 
-def trials(choices: dict[str, tuple]) -> list[dict]:
-  """A config's sweep() for launch/sweep.py: every combination of the fields' values.
+def add_trials(add, choices: dict[str, tuple]) -> None:
+  """For a config's sweep(add): a trial for every combination of the fields' values.
 
-  All systems have the same number of them, four.
+  launch/sweep.py wants four of every system: one budget for all.
   """
-  return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+  for values in itertools.product(*choices.values()):
+    add(**dict(zip(choices, values)))
 
 
 # Of every system that scores all items: what moves them most.

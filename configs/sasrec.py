@@ -18,5 +18,5 @@ def get_config(arg: str = ""):
   return config
 
 
-def sweep():
-  return common.trials(common.RANKER_TRIALS)
+def sweep(add):
+  common.add_trials(add, common.RANKER_TRIALS)
