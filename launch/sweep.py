@@ -4,10 +4,10 @@
 python launch/sweep.py --dataset=beauty --systems=sasrec,gru4rec --workdir=runs/tuning
 python launch/sweep.py --dataset=beauty --root=DIR --workdir=runs/tuning --overrides cpu
 
-The trials of a system are what its config's sweep(add) adds: overrides, each tried with seed 0. A trial is
-`python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL. Of its results only the validation
-split's are read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the choice, which
-bbqrec_jax.table then uses. The same command goes on where it was stopped.
+The trials of a system are what its config's sweep(add) adds: overrides, each tried with seed 0. A
+trial is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL. Of its results only the
+validation split's are read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the
+choice, which bbqrec_jax.table then uses. The same command goes on where it was stopped.
 """
 
 import argparse

@@ -82,8 +82,15 @@ def _test(row: Row, column: int) -> str:
   return f"{test.gain:+.1%} of {test.against}, {p}"
 
 
+_MEANINGS = dict(
+  collisions="collisions: items less distinct semantic IDs, without the running number of TIGER.",
+  ms_per_user="ms a user: of the test split's evaluation, in batches, on the run's own devices.",
+)
+
+
 def _remarks(grid: Grid) -> list[str]:
-  lines = []
+  lines = [_MEANINGS[c.quantity] for c in grid.columns if c.quantity in _MEANINGS]
+  lines = list(dict.fromkeys(lines))
   tested = [row for row in grid.rows if row.tests]
   if tested:
     lines.append(
