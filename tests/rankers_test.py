@@ -176,11 +176,9 @@ def test_bert4rec_masks_a_share_of_every_sequence_or_its_last_item_alone():
   masked = masked.any(axis=-1)
   alone = masked.sum(axis=1) == 1
   assert abs(alone.mean() - 0.4) < 0.07  # Four standard deviations.
-  for masked, alone, length, count in (
-    (masked[::2], alone[::2], 6, 3),
-    (masked[1::2], alone[1::2], 3, 2),
-  ):
-    assert masked[alone, length - 1].all()
-    assert (masked[~alone].sum(axis=1) == count).all()
-    shares = masked[~alone].mean(axis=0)
+  for first, length, count in ((0, 6, 3), (1, 3, 2)):
+    rows, single = masked[first::2], alone[first::2]
+    assert rows[single, length - 1].all()
+    assert (rows[~single].sum(axis=1) == count).all()
+    shares = rows[~single].mean(axis=0)
     np.testing.assert_allclose(shares, (np.arange(6) < length) * count / length, atol=0.13)
