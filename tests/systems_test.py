@@ -38,7 +38,7 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   if name == "popularity":
     assert results["test"] == results["popularity"]["test"]
   if name == "item_knn":
-    assert results["test"]["recall@10"] > 2 * results["popularity"]["test"]["recall@10"]
+    assert results["test"]["recall@10"] > 1.5 * results["popularity"]["test"]["recall@10"]
   if name in RANKERS:
     vectors = item_vectors.load(tmp_path, dataset.item_ids)
     assert vectors.shape == (dataset.num_items, 16) and np.all(np.any(vectors != 0, axis=1))
