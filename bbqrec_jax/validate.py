@@ -318,12 +318,13 @@ def _check_init_from(config: Mapping) -> None:
   if stage not in stages or stages.index(stage) > stages.index(ranker.STAGE):
     raise UserError(f"ranker.init_from={stage!r}: stages={tuple(stages)} must have it before.")
   own, other = config["ranker"], config[stage]
-  differ = [key for key in own["model"] if own["model"][key] != other["model"].get(key)]
-  if own["model_name"] != other["model_name"] or set(differ) - {"use_id", "dropout_rate"}:
-    names = ", ".join(differ) or "model_name"
+  models = [section["model"] | dict(name=section["model_name"]) for section in (own, other)]
+  keys = (models[0].keys() | models[1].keys()) - {"use_id", "dropout_rate"}
+  differ = sorted(key for key in keys if models[0].get(key) != models[1].get(key))
+  if differ:
     raise UserError(
-      f"ranker.init_from={stage!r}: ranker.model and {stage}.model must be alike, but for use_id "
-      f"and dropout_rate; they differ in {names}."
+      f"ranker.init_from={stage!r}: the models of both stages must be alike, but for use_id and "
+      f"dropout_rate; they differ in {', '.join(differ)}."
     )
 
 
