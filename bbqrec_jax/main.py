@@ -40,7 +40,7 @@ _NOTHING_LOST = "\nStopped: nothing was lost. The same command goes on."
 
 RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
-_OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"))
+_OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"), ranker=("valid", "test"))
 
 
 def load_dataset(config) -> Dataset:
@@ -62,7 +62,7 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
   validate.check_data(config, dataset)
-  if "tokenizer" not in config.stages:
+  if "generator" in config.stages and not set(validate.WRITERS_OF_IDS) & set(config.stages):
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.
@@ -100,8 +100,9 @@ def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:
 
   last = records[config.stages[-1]]
   results = {split: last[split] for split in ("valid", "test") if split in last}
-  if "tokenizer" in records:
-    results["codebook"] = records["tokenizer"].pop("codebook")
+  for record in records.values():
+    if "codebook" in record:
+      results["codebook"] = record.pop("codebook")
   results |= dict(
     popularity=popularity_baseline(dataset),
     seconds={stage: record["seconds"] for stage, record in records.items()},

@@ -1,6 +1,8 @@
 """Recall and NDCG over the whole catalogue, for every user of a split."""
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -11,6 +13,7 @@ from bbqrec_jax.data import dataset as dataset_lib
 from bbqrec_jax.partition import Partition
 
 KS = (5, 10)
+RANKS_FILE = "ranks.npz"
 BATCHES_AT_ONCE = 4  # C: of users, in one call.
 NAMES = tuple(metrics.summary(np.ones(1, np.int32), KS))  # "recall@5" and so on.
 
@@ -90,6 +93,13 @@ def make_rank_fn(rank_fn: Callable, partition: Partition) -> Callable:
     return over_batches(context, place(history), place(targets))
 
   return ranks
+
+
+def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
+  """Writes <workdir>/ranks.npz, what paired tests read: [U] user_ids, and split -> [U] ranks."""
+  temporary = workdir / f"tmp_{RANKS_FILE}"
+  np.savez(temporary, user_ids=user_ids, **ranks)
+  os.replace(temporary, workdir / RANKS_FILE)
 
 
 def _store(ranks, rows, valid, found):

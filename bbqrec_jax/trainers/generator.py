@@ -1,7 +1,6 @@
 """Stage two: trains the generator on semantic IDs and evaluates what it generates."""
 
 import functools
-import os
 import pathlib
 import time
 
@@ -30,7 +29,6 @@ from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 
 STAGE = "generator"
-RANKS_FILE = "ranks.npz"
 
 
 def make_model(config, ids: semantic_ids.SemanticIds):
@@ -141,7 +139,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
     results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
   if partition_lib.is_main():
-    _save_ranks(workdir, dataset.user_ids, ranks)
+    ranking.save_ranks(workdir, dataset.user_ids, ranks)
   return (
     fitted.summary
     | results
@@ -202,9 +200,3 @@ def _with_inherited_codebooks(params, codebooks: np.ndarray):
     )
   per_signal = jnp.broadcast_to(codebooks, (num_signals, *codebooks.shape[1:]))
   return params | {"code_embed": jnp.swapaxes(per_signal, 0, 1)}
-
-
-def _save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
-  temporary = workdir / f"tmp_{RANKS_FILE}"
-  np.savez(temporary, user_ids=user_ids, **ranks)
-  os.replace(temporary, workdir / RANKS_FILE)
