@@ -40,7 +40,12 @@ _NOTHING_LOST = "\nStopped: nothing was lost. The same command goes on."
 
 RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
-_OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"), ranker=("valid", "test"))
+_OF_STAGE = dict(
+  tokenizer=("codebook",),
+  rqvae=("codebook",),
+  generator=("valid", "test"),
+  ranker=("valid", "test"),
+)
 
 
 def load_dataset(config) -> Dataset:

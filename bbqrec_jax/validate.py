@@ -13,7 +13,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
-from bbqrec_jax.trainers import ranker, tokenizer
+from bbqrec_jax.trainers import ranker, rqvae, tokenizer
 
 # Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
 _WIDTH = Whole(1, 65_536)
@@ -146,6 +146,7 @@ _GENERATOR = Section(
       given=("num_levels", "codebook_size", "num_signals", *_OF_FLAX),
     ),
     inherit_codebooks=FLAG,
+    temperature=Real(1e-6),
     num_beams=Whole(1, 10_000),
     num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unseen.
     selection_users=Whole(),
@@ -175,13 +176,46 @@ _RANKER = Section(
   | _TRAINING
 )
 
+_RQVAE = Section(
+  dict(
+    model_name=Text(),
+    modality=OneOf(MODALITIES),
+    model=Section(
+      dict(
+        num_levels=_LEVELS,
+        codebook_size=_CODES,
+        latent_dim=_WIDTH,
+        hidden_dims=Many(_WIDTH),
+        dtype=_DTYPE,
+        init_scale=Real(0.0, above=True),
+      ),
+      callee=_model("rqvae", needs="decode"),
+      given=("num_items", "feature_dims", *_OF_FLAX),
+    ),
+    number_collisions=FLAG,
+    commitment_weight=_WEIGHT,
+    alignment_weight=_WEIGHT,
+    diversity_weight=_WEIGHT,
+    num_clusters=Whole(1, 2**20),
+    kmeans_iters=Whole(0, 100_000),
+    revive_steps=Whole(),
+    monitor=OneOf(rqvae.MONITORS),
+    optimizer=_OPTIMIZER,
+    batch_size=_BATCH,
+    num_epochs=Whole(1, 100_000),
+    eval_epochs=Whole(1, 100_000),
+    patience=Whole(),
+    log_steps=Whole(1),
+  )
+)
+
 # The section of every stage, which has the stage's name.
-_STAGES = dict(tokenizer=_TOKENIZER, ranker=_RANKER, generator=_GENERATOR)
+_STAGES = dict(tokenizer=_TOKENIZER, ranker=_RANKER, rqvae=_RQVAE, generator=_GENERATOR)
 # Fields by which sections' own are set together, and the stages whose sections those are.
 _SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
-_SHARING = ("tokenizer", "generator")
+_SHARING = ("tokenizer", "rqvae", "generator")
 # Stages that write semantic IDs, of which a generator needs one before it.
-WRITERS_OF_IDS = ("tokenizer",)
+WRITERS_OF_IDS = ("tokenizer", "rqvae")
 
 _DATA = Section(
   dict(
@@ -250,6 +284,8 @@ def check_config(config: Mapping) -> None:
     _check_sequence(config)
   if "generator" in config:
     _check_generator(config)
+  if "rqvae" in config:
+    _check_rqvae(config)
   if "ranker" in config:
     model = config["ranker"]["model"]
     _check_heads("ranker.model", model, _model("ranker")(config))
@@ -262,18 +298,46 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise UserError(f"stages={tuple(stages)} must name at least one stage, and none twice.")
   if "tokenizer" in stages[1:]:
     raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
+  if "rqvae" in stages and set(stages[: stages.index("rqvae")]) & {"tokenizer", "generator"}:
+    raise UserError(
+      f"stages={tuple(stages)}: the rqvae comes before the generator and in place of the tokenizer."
+    )
+
+
+def _check_rqvae(config: Mapping) -> None:
+  """What LETTER's two terms need."""
+  own, stages = config["rqvae"], config["stages"]
+  before = stages[: stages.index("rqvae")] if "rqvae" in stages else ("ranker",)
+  codes = own["model"].get("codebook_size", _model("rqvae")(config).codebook_size)
+  clusters = own["num_clusters"]
+  if own["diversity_weight"] and codes < 2 * clusters:
+    raise UserError(
+      f"rqvae.num_clusters={clusters}: codebook_size={codes} leaves a cluster with a single code, "
+      "and rqvae.diversity_weight needs two."
+    )
+  if own["alignment_weight"] and "ranker" not in before:
+    raise UserError(
+      f"stages={tuple(stages)}: rqvae.alignment_weight={own['alignment_weight']} needs a ranker "
+      "before the rqvae, whose item vectors it reads."
+    )
 
 
 def _check_generator(config: Mapping) -> None:
   own = config["generator"]
-  if own["inherit_codebooks"] and "tokenizer" in config:
-    code_dim = own["model"].get("code_dim")
-    latent_dim = config["tokenizer"]["model"].get("latent_dim")
-    if code_dim != latent_dim:
-      raise UserError(
-        f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
-        f"must be tokenizer.model.latent_dim={latent_dim}."
-      )
+  if own["inherit_codebooks"] and config.get("rqvae", {}).get("number_collisions"):
+    raise UserError(
+      "generator.inherit_codebooks=True: running numbers have no codebook; set "
+      "rqvae.number_collisions=False."
+    )
+  for writer in WRITERS_OF_IDS:
+    if own["inherit_codebooks"] and writer in config:
+      code_dim = own["model"].get("code_dim")
+      latent_dim = config[writer]["model"].get("latent_dim")
+      if code_dim != latent_dim:
+        raise UserError(
+          f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
+          f"must be {writer}.model.latent_dim={latent_dim}."
+        )
   if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
     raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
 

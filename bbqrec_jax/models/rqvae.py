@@ -72,7 +72,7 @@ class Model(nn.Module):
       present: modality -> [P] bool, whether the item has it.
     """
     quantized = self.tokenize(self.encode(items, features, present))
-    return RqvaeOutput(quantized, self.reconstruct(quantized.latent))
+    return RqvaeOutput(quantized, self.decode(quantized.latent))
 
   def encode(
     self, items: jax.Array, features: dict[str, jax.Array], present: dict[str, jax.Array]
@@ -90,6 +90,6 @@ class Model(nn.Module):
     """Sums of the code vectors, [P, D] float32, of codes [P, L, 1] int32 in [0, N)."""
     return self.quantizer.lookup(codes)[:, 0]
 
-  def reconstruct(self, q: jax.Array) -> jax.Array:
+  def decode(self, q: jax.Array) -> jax.Array:
     """Features [P, F] float32 from quantized latents [P, 1, D]."""
     return self.decoder(q[:, 0]) / self.scale

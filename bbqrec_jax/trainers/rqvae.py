@@ -160,7 +160,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     codes = np.concatenate([codes, numbers[:, None, None]], axis=1)
     report["running_numbers"] = int(numbers.max()) + 1
   if partition_lib.is_main():
-    scaling.save_in(workdir, scalings)
+    scaling.save(workdir, scalings)
     semantic_ids.save(
       workdir,
       semantic_ids.SemanticIds(
@@ -305,7 +305,7 @@ def _make_eval_fn(model, encode_catalogue, constants, partition):
     """Of the catalogue's first items."""
     items = jnp.arange(min(model.num_items, 4 * item_codes.ENCODE_SIZE), dtype=jnp.int32)
     features, present = item_codes.rows(constants, items)
-    x_hat = model.apply({"params": params}, vectors[: len(items), None], method="reconstruct")
+    x_hat = model.apply({"params": params}, vectors[: len(items), None], method="decode")
     ((name, x),) = features.items()
     weights = jnp.ones(items.shape, jnp.float32)
     return losses.reconstruction_loss(x, x_hat, present[name], weights)
