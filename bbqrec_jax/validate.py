@@ -374,6 +374,11 @@ def check_data(config, dataset: Dataset) -> None:
     )
   if "tokenizer" in config.stages:
     _check_signals(config, dataset)
+  if "rqvae" in config.stages:
+    modality = config.rqvae.modality
+    if modality not in dataset.features:
+      raise UserError(f"rqvae.modality={modality!r}: no item of {dataset.name} has a vector of it.")
+    _warn_of_few_ids(config, dataset, 1)
 
 
 def _check_signals(config, dataset: Dataset) -> None:
@@ -386,6 +391,10 @@ def _check_signals(config, dataset: Dataset) -> None:
   num_signals = config.tokenizer.model.get("use_id", True) + len(dataset.features)
   if not num_signals:
     raise UserError("No signal is left: the id is switched off and no item has text or image.")
+  _warn_of_few_ids(config, dataset, num_signals)
+
+
+def _warn_of_few_ids(config, dataset: Dataset, num_signals: int) -> None:
   num_ids = config.codebook_size ** (config.num_levels * num_signals)
   if num_ids < 10 * dataset.num_items:
     print(

@@ -85,7 +85,7 @@ def load(workdir: str | os.PathLike) -> SemanticIds:
   path = pathlib.Path(workdir) / FILE_NAME
   if not path.exists():
     raise UserError(
-      f"{path} does not exist; run the tokenizer stage (or rqvae) in this workdir first."
+      f"{path} does not exist; run the tokenizer stage in this workdir first (or rqvae)."
     )
   names = [field.name for field in dataclasses.fields(SemanticIds)]
   remedy = "run the stage that made it again, in another workdir"

@@ -65,15 +65,11 @@ def make_model(section, *, num_items: int, feature_dims: dict[str, int]):
 def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter) -> dict:
   """Runs the stage, or goes on with it; returns its record, JSON-able.
 
-  Raises UserError if no item has the modality, or the item vectors do not fit.
+  Raises UserError if the item vectors are missing, or do not fit.
   """
   started = time.perf_counter()
   section = config.rqvae
   inputs, scalings = scaling.standardise(dataset)
-  if section.modality not in scalings:
-    raise UserError(
-      f"rqvae.modality={section.modality!r}: no item of {dataset.name} has a vector of it."
-    )
   only = lambda by_name: {section.modality: by_name[section.modality]}
   inputs, scalings = {name: only(x) for name, x in inputs.items()}, only(scalings)
   if section.alignment_weight:
