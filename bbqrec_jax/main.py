@@ -14,7 +14,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
@@ -29,10 +28,11 @@ from bbqrec_jax import (
   validate,
 )
 from bbqrec_jax.data import semantic_ids, statistics
-from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import popularity
 
 _SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
@@ -45,6 +45,7 @@ _OF_STAGE = dict(
   rqvae=("codebook",),
   generator=("valid", "test"),
   ranker=("valid", "test"),
+  counts=("valid", "test"),
 )
 
 
@@ -138,15 +139,9 @@ def _check_whole(results: dict, path: pathlib.Path) -> None:
 
 def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
   """Recall and NDCG of ranking every item by its training count: split -> metrics."""
-  order = np.argsort(-train_counts(dataset), kind="stable")  # Ties: the lower item first.
-  ranks = np.empty(dataset.num_items, np.int32)
-  ranks[order] = np.arange(1, dataset.num_items + 1)
-  ranks = jnp.asarray(ranks)
-  results = {}
-  for split in ("valid", "test"):
-    evaluator = ranking.Evaluator(dataset, split=split, max_history=1, batch_size=4096)
-    results[split], _ = evaluator.run(lambda history, targets: ranks[targets])
-  return results
+  ranks = jnp.asarray(popularity.ranks(dataset))
+  make_evaluator = functools.partial(ranking.Evaluator, dataset, max_history=1, batch_size=4096)
+  return ranking.evaluate_splits(make_evaluator, lambda history, targets: ranks[targets])[0]
 
 
 def main(argv: list[str], flag_values: flags.FlagValues) -> int:

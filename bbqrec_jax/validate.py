@@ -68,16 +68,19 @@ _OPTIMIZER = Section(
   given=("num_steps", "scales"),
 )
 
-_TRAINING = dict(  # What every stage that learns by gradients has.
+_STEPS = dict(  # What every stage that learns by gradients has.
   optimizer=_OPTIMIZER,
   batch_size=_BATCH,
-  length_groups=OneOf(batches.LENGTH_GROUPS),
-  micro_batch_size=Whole(),
   num_epochs=Whole(1, 100_000),
   eval_epochs=Whole(1, 100_000),
-  eval_batch_size=_BATCH,
   patience=Whole(),
   log_steps=Whole(1),
+)
+
+_TRAINING = _STEPS | dict(  # And what those that learn from histories do.
+  length_groups=OneOf(batches.LENGTH_GROUPS),
+  micro_batch_size=Whole(),
+  eval_batch_size=_BATCH,
 )
 
 _SEQUENCE_KWARGS = Section(
@@ -164,6 +167,9 @@ _RANKER = Section(
         num_layers=_LAYERS,
         num_heads=_HEADS,
         mlp_dim=_WIDTH,
+        hidden_dim=_WIDTH,
+        mask_rate=Real(0.0, 1.0, above=True),
+        last_rate=_SHARE,
         dropout_rate=_RATE,
         dtype=_DTYPE,
       ),
@@ -200,17 +206,29 @@ _RQVAE = Section(
     kmeans_iters=Whole(0, 100_000),
     revive_steps=Whole(),
     monitor=OneOf(rqvae.MONITORS),
-    optimizer=_OPTIMIZER,
-    batch_size=_BATCH,
-    num_epochs=Whole(1, 100_000),
-    eval_epochs=Whole(1, 100_000),
-    patience=Whole(),
-    log_steps=Whole(1),
+  )
+  | _STEPS
+)
+
+_COUNTS = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(num_neighbours=Whole(1, 100_000), decay=_SHARE),
+      callee=_model("counts", needs="scores"),
+    ),
+    eval_batch_size=_BATCH,
   )
 )
 
 # The section of every stage, which has the stage's name.
-_STAGES = dict(tokenizer=_TOKENIZER, ranker=_RANKER, rqvae=_RQVAE, generator=_GENERATOR)
+_STAGES = dict(
+  tokenizer=_TOKENIZER,
+  ranker=_RANKER,
+  rqvae=_RQVAE,
+  generator=_GENERATOR,
+  counts=_COUNTS,
+)
 # Fields by which sections' own are set together, and the stages whose sections those are.
 _SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
 _SHARING = ("tokenizer", "rqvae", "generator")
@@ -257,11 +275,11 @@ def _rules(config: Mapping) -> Section:
     seed=_SEED,
     stages=Many(Text()),
     max_history=_HISTORY,
-    dtype=_DTYPE,
-    profile_steps=Text(may_be_empty=True),
     data=_DATA,
     parallel=_PARALLEL,
   )
+  if set(found) - {"counts"}:  # Of what learns by gradients.
+    rules |= dict(dtype=_DTYPE, profile_steps=Text(may_be_empty=True))
   if any(stage in _SHARING for stage in found):
     rules |= _SHARED
   return Section(rules | {stage: _STAGES[stage] for stage in found})
@@ -278,7 +296,7 @@ def check_config(config: Mapping) -> None:
       or the fields that do not go together.
   """
   check(config, _rules(config))
-  diagnostics.parse_steps(config["profile_steps"])
+  diagnostics.parse_steps(config.get("profile_steps", ""))
   _check_stages(config["stages"])
   if "tokenizer" in config:
     _check_sequence(config)

@@ -63,6 +63,8 @@ SWITCHES = dict(
   no_image=False,  # Figure 4.
 )
 
+MODALITIES = ("text", "image")
+
 # What the sources that read files have in common. An item or user stays with so many interactions.
 DATA = dict(
   min_interactions=5,
@@ -134,7 +136,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
   config.num_levels = num_levels = config_dict.FieldReference(3)  # L.
   config.codebook_size = codebook_size = config_dict.FieldReference(256)  # N.
   config.latent_dim = latent_dim = config_dict.FieldReference(128)  # D.
-  modalities = tuple(m for m in ("text", "image") if not arg[f"no_{m}"])
+  modalities = tuple(m for m in MODALITIES if not arg[f"no_{m}"])
   if arg.smoke:  # On the embedded data, whatever the config's own are.
     data = dict(source="synthetic")
   config.data = dict(data, modalities=modalities)
@@ -242,10 +244,13 @@ def suit_cpu(section: config_dict.ConfigDict) -> None:
   section.update(batch_size=128, num_epochs=25, selection_users=2_000)
 
 
-# What configs of systems that score every item know.
-RANKER_SWITCHES = dict(
+# What configs of systems that only count know.
+COUNTS_SWITCHES = dict(
   data="synthetic",  # Or another name of data_section().
   smoke=False,  # A run of seconds.
+)
+# What configs of systems that learn to score every item know.
+RANKER_SWITCHES = COUNTS_SWITCHES | dict(
   bce=False,  # The loss with one sampled negative, in place of the softmax over all items.
 )
 
@@ -258,12 +263,9 @@ def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> confi
     model_name: bbqrec_jax/models/<model_name>.py.
     modalities: what the model reads beside the ids.
   """
-  config = config_dict.ConfigDict(dict(seed=0, stages=("ranker",)))
-  config.max_history = 20  # T.
-  config.data = dict(data_section("synthetic" if arg.smoke else arg.data), modalities=modalities)
+  config = _scorer(arg, "ranker", modalities)
   config.dtype = dtype = config_dict.FieldReference("float32")  # Of products; or "bfloat16".
   config.profile_steps = ""  # "10:20": a profile of these steps, for TensorBoard.
-  config.parallel = PARALLEL
   config.ranker = dict(
     model_name=model_name,
     model=dict(dropout_rate=0.5, dtype=dtype),  # Its arguments.
@@ -282,10 +284,34 @@ def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> confi
     log_steps=50,
   )
   if arg.smoke:
-    config.max_history = 8
     config.ranker.update(
       batch_size=64, length_groups=2, num_epochs=2, eval_batch_size=64, log_steps=5
     )
+  return config
+
+
+def counts(arg: config_dict.ConfigDict, model_name: str) -> config_dict.ConfigDict:
+  """A system that only counts.
+
+  Args:
+    arg: with every name of COUNTS_SWITCHES.
+    model_name: bbqrec_jax/models/<model_name>.py.
+  """
+  config = _scorer(arg, "counts", modalities=())
+  config.counts = dict(
+    model_name=model_name,
+    model=dict(),  # Its arguments.
+    eval_batch_size=256,
+  )
+  return config
+
+
+def _scorer(arg: config_dict.ConfigDict, stage: str, modalities) -> config_dict.ConfigDict:
+  """What configs of one stage that scores every item have in common."""
+  config = config_dict.ConfigDict(dict(seed=0, stages=(stage,)))
+  config.max_history = 8 if arg.smoke else 20  # T.
+  config.data = dict(data_section("synthetic" if arg.smoke else arg.data), modalities=modalities)
+  config.parallel = PARALLEL
   return config
 
 

@@ -3,7 +3,7 @@ r"""SASRec: bbqrec_jax/models/sasrec.py.
 python -m bbqrec_jax.main --config=configs/sasrec.py:data=beauty --workdir=runs/sasrec
 
 data=NAME is one of common.data_section(); :smoke takes seconds on the embedded data; :bce is the
-loss of the paper.
+loss with one sampled negative.
 """
 
 from configs import common

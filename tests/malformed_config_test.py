@@ -102,7 +102,7 @@ FINE = dict(
       num_decoder_layers=POSITIVE_COUNT, dropout_rate=RATE, encoder=NOTHING,
       attention_backend=NOTHING, dtype=NOTHING,
     ),
-    inherit_codebooks=SWITCH,
+    inherit_codebooks=SWITCH, temperature=POSITIVE,
     num_beams=POSITIVE_COUNT, num_results=NOTHING, selection_users=COUNT,
   ),
 )  # fmt: skip
@@ -242,7 +242,8 @@ COMBINATIONS = [  # (changes, what is said)
   ({"stages": ("generator", "tokenizer")}, "the tokenizer comes first"),
   ({"stages": ("generator",)}, "run the tokenizer stage in this workdir first"),
   ({"stages": ("tokeniser",)}, "did you mean 'tokenizer'?"),
-  ({"stages": ("tokenizer", "ranker")}, "'ranker' names no module of bbqrec_jax/trainers/"),
+  ({"stages": ("tokenizer", "ranker")}, "ranker is missing in the config."),
+  ({"stages": ("tokenizer", "rankers")}, "did you mean 'ranker'?"),
   ({"stages": ("__init__",)}, "names no module"),
   ({"stages": ("tokenizer.train",)}, "did you mean 'tokenizer'?"),
   ({"stages": "tokenizer"}, "stages='tokenizer' must be a list"),

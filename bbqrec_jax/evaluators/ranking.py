@@ -95,6 +95,23 @@ def make_rank_fn(rank_fn: Callable, partition: Partition) -> Callable:
   return ranks
 
 
+def evaluate_splits(
+  make_evaluator: Callable, rank_fn: Callable
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+  """Both splits, at the end of a stage: the only place where the test split is touched.
+
+  Args:
+    make_evaluator: split= -> Evaluator.
+    rank_fn: as for Evaluator.run().
+
+  Returns:
+    (metrics, ranks): split -> what Evaluator.run() gives.
+  """
+  evaluated = {split: make_evaluator(split=split).run(rank_fn) for split in ("valid", "test")}
+  results = {split: found for split, (found, _) in evaluated.items()}
+  return results, {split: ranks for split, (_, ranks) in evaluated.items()}
+
+
 def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
   """Writes <workdir>/ranks.npz, what paired tests read: [U] user_ids, and split -> [U] ranks."""
   temporary = workdir / f"tmp_{RANKS_FILE}"

@@ -110,8 +110,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   rank_fn = ranking.make_rank_fn(ranks_of, partition)
 
-  def evaluate(evaluator, params):
-    return evaluator.run(functools.partial(rank_fn, (params, catalogue, trie)))
+  def ranks_by(params):
+    return functools.partial(rank_fn, (params, catalogue, trie))
 
   selection = make_evaluator(split="valid", max_users=section.selection_users)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
@@ -125,7 +125,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: evaluate(selection, params)[0],
+      eval_fn=lambda params: selection.run(ranks_by(params))[0],
       eval_steps=section.eval_epochs * data.steps_per_epoch,
       monitor=section.monitor,
       patience=section.patience,
@@ -137,9 +137,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
 
-  results, ranks = {}, {}
-  for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
+  results, ranks = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, ranks)
   return (

@@ -110,9 +110,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     row_multiple=partition.row_multiple,
   )
 
-  def evaluate(evaluator, params):
-    context = (params, make_items(params, inputs), inputs)
-    return evaluator.run(functools.partial(rank_fn, context))
+  def ranks_by(params):
+    return functools.partial(rank_fn, (params, make_items(params, inputs), inputs))
 
   selection = make_evaluator(split="valid")
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
@@ -126,7 +125,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: evaluate(selection, params)[0],
+      eval_fn=lambda params: selection.run(ranks_by(params))[0],
       eval_steps=section.eval_epochs * data.steps_per_epoch,
       monitor=section.monitor,
       patience=section.patience,
@@ -138,9 +137,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
 
-  results, found = {}, {}
-  for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], found[split] = evaluate(make_evaluator(split=split), fitted.params)
+  results, found = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   vectors = partition_lib.fetch(make_items(fitted.params, inputs).vectors)
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, found)
