@@ -72,13 +72,7 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.
-  try:
-    return _run_stages(config, dataset, workdir)
-  except OSError as error:
-    raise UserError(
-      f"{error.filename or workdir}: {error.strerror or error}; what is saved stays as it is, and "
-      "the same command goes on once this is mended."
-    ) from error
+  return _run_stages(config, dataset, workdir)
 
 
 def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:

@@ -68,6 +68,10 @@ def initialize(
       "--coordinator=HOST:PORT, --num_processes and --process_id, and start all processes within "
       f"{timeout_seconds} seconds."
     ) from error
+  if jax.default_backend() == "cpu":
+    # A CPU program that was kept on disk comes back without the order of its collectives: each
+    # process takes them as they get ready, and Gloo aborts where two processes differ.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 class Partition:

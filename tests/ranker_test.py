@@ -1,5 +1,7 @@
 """The stage of systems that score every item: its loss, its ranks, its negatives."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -59,8 +61,8 @@ def scores(history_item):
 
 @pytest.mark.parametrize("copies", [1, 4])
 def test_a_sequence_weighs_by_its_targets_however_often_it_predicts(copies):
-  groups = jax.tree.map(jnp.asarray, GROUPS)
-  loss, _ = ranker.loss_fn(Toy(copies), params(), groups, None, jax.random.key(0), loss="softmax")
+  loss_fn = functools.partial(ranker.loss_fn, Toy(copies), loss="softmax")
+  loss, _ = jax.jit(loss_fn)(params(), GROUPS, None, jax.random.key(0))
   expected = 0.0
   for first, last, length in ((4, 0, 3), (3, 1, 2), (1, 2, 1), (0, 6, 2)):
     row = scores(first)
@@ -69,9 +71,8 @@ def test_a_sequence_weighs_by_its_targets_however_often_it_predicts(copies):
 
 
 def test_the_binary_loss_of_many_draws_nears_its_expectation():
-  groups = jax.tree.map(jnp.asarray, GROUPS)
-  draw = jax.jit(lambda key: ranker.loss_fn(Toy(1), params(), groups, None, key, loss="bce")[0])
-  found = np.mean(jax.vmap(draw)(jax.random.split(jax.random.key(0), 4_000)))
+  draw = lambda key: ranker.loss_fn(Toy(1), params(), GROUPS, None, key, loss="bce")[0]
+  found = np.mean(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4_000)))
   expected = 0.0
   log_sigmoid = lambda x: -np.log1p(np.exp(-x))
   for sequence, length in (([4, 2, 6, 0], 3), ([3, 5, 1], 2), ([1, 2], 1), ([0, 3, 6], 2)):
@@ -114,7 +115,7 @@ def test_negatives_are_uniform_and_their_own_sequence_is_told():
     (sasrec, {"ranker.model.dropout_rate": 1.0}, "ranker.model.dropout_rate=1.0 must be"),
     (sasrec, {"ranker.monitor": "loss"}, "ranker.monitor='loss' must be one of recall@5"),
     (sasrec, {"num_levels": 3}, "has no field 'num_levels'"),
-    (sasrec, {"stages": ("generator",)}, "generator is missing in the config."),
+    (sasrec, {"stages": ("ranker", "counts")}, "counts is missing in the config."),
     (bert4rec, {"ranker.model.mask_rate": 0.0}, "ranker.model.mask_rate=0.0 must be"),
     (item_knn, {"counts.model.num_neighbours": 0}, "counts.model.num_neighbours=0 must be"),
     (item_knn, {"counts.model_name": "sasrec"}, "no model of this stage; it has no scores"),
