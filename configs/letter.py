@@ -32,6 +32,11 @@ def get_config(arg: str = ""):
 
 
 def sweep(add):
-  for alignment_weight in (0.01, 0.02, 0.1):
+  for learning_rate in (3e-4, 1e-3):
     for temperature in (0.7, 1.0):
-      add(**{"rqvae.alignment_weight": alignment_weight, "generator.temperature": temperature})
+      add(
+        **{
+          "generator.optimizer.learning_rate": learning_rate,
+          "generator.temperature": temperature,
+        }
+      )

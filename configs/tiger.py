@@ -80,7 +80,7 @@ def make_config(arg: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 
 def sweep(add):
-  for learning_rate in (3e-4, 1e-3, 3e-3):
+  for learning_rate in (3e-4, 1e-3):
     for dropout_rate in (0.1, 0.2):
       add(
         **{

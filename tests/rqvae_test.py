@@ -290,15 +290,18 @@ def test_pmap_over_two_devices_equals_one(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("system", [tiger, letter])
 def test_what_is_generated_beats_popularity(tmp_path, system):
+  """Where text tells of behavior, and nothing else is heard: half a minute of training."""
   config = system.get_config("causal")
   config.unlock()
-  config.data.num_users = 2_000
-  config.update(codebook_size=64)
-  config.rqvae.update(batch_size=256, num_epochs=300, eval_epochs=50)
+  config.data.update(nuisance_scale=0.1, missing_text_rate=0.0)
+  config.update(max_history=5, codebook_size=16)
+  config.rqvae.update(batch_size=256, num_epochs=200, eval_epochs=50, num_clusters=4)
   config.rqvae.model.hidden_dims = (128, 64)
   if "ranker" in config:
-    config.ranker.update(batch_size=128, num_epochs=20, eval_epochs=2, patience=4)
-  config.generator.update(batch_size=128, num_epochs=18, eval_epochs=3, length_groups=2)
+    config.ranker.update(batch_size=64, num_epochs=10, eval_epochs=5)
+  config.generator.update(
+    batch_size=64, num_epochs=20, eval_epochs=10, length_groups=2, num_beams=20
+  )
   config.generator.optimizer.update(learning_rate=3e-3, warmup_steps=100)
   config.generator.model.update(
     code_dim=32, model_dim=64, num_heads=4, head_dim=16, ff_dim=128, num_encoder_layers=2,
@@ -307,4 +310,4 @@ def test_what_is_generated_beats_popularity(tmp_path, system):
   config.parallel.num_devices = 1
   results = main.run(config_dict.FrozenConfigDict(config), tmp_path)
   for split in ("valid", "test"):
-    assert results[split]["recall@10"] > 2 * results["popularity"][split]["recall@10"]
+    assert results[split]["recall@10"] > 1.7 * results["popularity"][split]["recall@10"]

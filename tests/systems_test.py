@@ -1,4 +1,4 @@
-"""Systems that score all items, through the whole program: they run, learn, and leave records."""
+"""Systems beside BBQRec, through the whole program: they run, learn, and leave records."""
 
 import importlib
 import json
@@ -13,6 +13,8 @@ from bbqrec_jax.errors import UserError
 
 RANKERS = ("gru4rec", "sasrec", "bert4rec", "gru4rec_f", "sasrec_f", "nova_bert")
 COUNTS = ("popularity", "item_knn")
+GENERATORS = ("tiger", "letter")
+FAST = ("sasrec", *COUNTS)
 LEARNING = {"ranker.num_epochs": 40, "ranker.batch_size": 64, "ranker.eval_epochs": 4}
 
 
@@ -25,7 +27,10 @@ def run(name, arg, workdir, **changes):
 
 @pytest.mark.parametrize(
   "name",
-  ["sasrec", *COUNTS, *[pytest.param(n, marks=pytest.mark.slow) for n in RANKERS if n != "sasrec"]],
+  [
+    *FAST,
+    *[pytest.param(n, marks=pytest.mark.slow) for n in (*RANKERS, *GENERATORS) if n not in FAST],
+  ],
 )
 def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   config, results = run(name, "smoke", tmp_path)
@@ -42,8 +47,14 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   if name in RANKERS:
     vectors = item_vectors.load(tmp_path, dataset.item_ids)
     assert vectors.shape == (dataset.num_items, 16) and np.all(np.any(vectors != 0, axis=1))
-  with pytest.raises(UserError, match="recommendations come from a run with a generator"):
-    recommend.Recommender.load(tmp_path)
+  if name in GENERATORS:
+    assert results["codebook"]["signals"] == ["text"]
+    history = dataset.item_ids[:2].tolist()
+    found = recommend.Recommender.load(tmp_path).recommend([history], k=5)[0]
+    assert len(set(found.item_ids)) == 5
+  else:
+    with pytest.raises(UserError, match="recommendations come from a run with a generator"):
+      recommend.Recommender.load(tmp_path)
 
 
 @pytest.mark.slow
