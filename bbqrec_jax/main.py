@@ -42,6 +42,7 @@ RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
 _OF_STAGE = dict(
   tokenizer=("codebook",),
+  rqvae=("codebook",),
   generator=("valid", "test"),
   ranker=("valid", "test"),
   counts=("valid", "test"),

@@ -22,6 +22,7 @@ from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.models import generator
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import item_codes
 from bbqrec_jax.trainers import ranker as ranker_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
@@ -168,7 +169,7 @@ def tokenizer_steps(
   """
   dims = {name: x.shape[1] for name, x in inputs["features"].items()}
   model = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=dims)
-  params = tokenizer_trainer.init_params(model, _init_key())
+  params = item_codes.init_params(model, _init_key())
   scales = {name: section.club_lr_scale for name in params if name.startswith("club_")}
   tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
   terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")
@@ -180,9 +181,9 @@ def tokenizer_steps(
       **{name: section[name] for name in terms},
     ),
     tx,
-    after_update=functools.partial(tokenizer_trainer.revive_codes, patience=section.revive_steps),
+    after_update=functools.partial(item_codes.revive_codes, patience=section.revive_steps),
   )
-  state = tokenizer_trainer.init_state(tx, params)
+  state = item_codes.init_state(tx, params)
   return _steps(train_step, state, epoch, jax.device_put(inputs), num_steps)
 
 
