@@ -59,6 +59,8 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   np.testing.assert_array_equal(ranks["user_ids"], dataset.user_ids)
   for split in ("valid", "test"):
     assert metrics.summary(ranks[split], (5, 10)) == results[split]
+  last = config.stages[-1]
+  assert 0 < results["stages"][last]["test_seconds"] < results["seconds"][last]
   if name == "popularity":
     assert results["test"] == results["popularity"]["test"]
   if name == "item_knn":

@@ -86,7 +86,7 @@ def test_few_collisions_are_better(tmp_path):
   assert [row.cells[0].value.mean for row in grid.rows] == [50, 70, 0]
   assert [row.cells[0].paper for row in grid.rows] == [2154, 2522, 12]
   text = render.markdown(TABLE5, [grid])
-  assert "| RQ-VAE | 1 | <ins>50</ins> | 2154 |  | 466 |" in text
+  assert "| RQ-VAE | 1 | <ins>50</ins> | 2154 | not run | 466 |" in text
   assert "Missing: RQ-VAE, L = 3 (`tiger_ids_l3`): no run." in text
 
 

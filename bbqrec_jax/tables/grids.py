@@ -11,6 +11,7 @@ from bbqrec_jax.tables.statistics import Test, Value
 
 class Cell(NamedTuple):
   value: Value | None  # None: no record has it.
+  is_run: bool  # Whether there is a record.
   paper: float | None
   place: int  # 1 and 2: the best and the second best of its column; 0: neither, or not ranked.
 
@@ -64,7 +65,12 @@ def make(
     Row(
       label,
       tuple(
-        Cell(values[label][n], experiment.paper(dataset, label, n), places[n].get(label, 0))
+        Cell(
+          values[label][n],
+          bool(found[experiment.system_of(label, n)]),
+          experiment.paper(dataset, label, n),
+          places[n].get(label, 0),
+        )
         for n in columns
       ),
       _tests(experiment, found, values) if label == experiment.tested else {},

@@ -38,7 +38,7 @@ def _table(grid: Grid) -> list[str]:
   for row in grid.rows:
     cells = [row.label + ("" if not row.remarks else " \\*"), _seeds(row)]
     for n, (column, cell) in enumerate(zip(grid.columns, row.cells)):
-      cells.append(_MARKDOWN[cell.place].format(_text(cell, column, row)))
+      cells.append(_MARKDOWN[cell.place].format(_text(cell, column)))
       if shows_paper[n]:
         cells.append("" if cell.paper is None else format(cell.paper, column.form))
     lines.append("| " + " | ".join(cells) + " |")
@@ -64,10 +64,11 @@ def _seeds(row: Row) -> str:
   return "-".join(map(str, counts)) or "0"
 
 
-def _text(cell: Cell, column: Column, row: Row, plus_minus: str = "±") -> str:
-  if cell.value is None:
-    # A column that a system cannot have, collisions of SASRec for one, is empty.
-    return NOT_RUN if all(cell.value is None for cell in row.cells) else ""
+def _text(cell: Cell, column: Column, plus_minus: str = "±") -> str:
+  if not cell.is_run:
+    return NOT_RUN
+  if cell.value is None:  # What a system cannot have: collisions of SASRec, for one.
+    return ""
   mean = format(cell.value.mean, column.form)
   if cell.value.std is None:
     return mean
@@ -130,7 +131,7 @@ def latex(experiment: Experiment, grids: Sequence[Grid]) -> str:
     lines.append(r"\midrule")
     for row in grid.rows:
       cells = [
-        _LATEX[cell.place].format(_escaped(_text(cell, column, row, r"$\pm$")))
+        _LATEX[cell.place].format(_escaped(_text(cell, column, r"$\pm$")))
         + ("" if cell.paper is None else f" ({format(cell.paper, column.form)})")
         for column, cell in zip(columns, row.cells)
       ]
