@@ -211,6 +211,11 @@ def test_a_command_that_fails_ends_its_job(tmp_path):
   assert told.exists()
 
 
+def test_a_terminals_ctrl_c_reaches_no_run_by_itself(tmp_path):
+  source = "import os; print(os.getsid(0) == os.getpid())"
+  assert next(runs.execute([job(tmp_path, "a", source)])).said == "True"
+
+
 def test_a_signal_stops_all_runs_once_and_starts_no_more(tmp_path):
   saves = (
     "import pathlib, signal, sys, time\n"
