@@ -131,6 +131,67 @@ def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) ->
   return jnp.sum(weights * jnp.sum(losses, axis=(-2, -1)))
 
 
+def score_items(h: jax.Array, vectors: jax.Array, bias: jax.Array, precision=None) -> jax.Array:
+  """Scores of all items: h [R, E], vectors [I, E] of one float type, bias [I] -> [R, I] float32."""
+  products = jnp.einsum(
+    "re,ie->ri", h, vectors, precision=precision, preferred_element_type=jnp.float32
+  )
+  return products + bias[None, :]
+
+
+def score_rows(h: jax.Array, vectors: jax.Array, bias: jax.Array, items: jax.Array) -> jax.Array:
+  """Scores of one item each: h [R, E], items [R] int32 in [0, I) -> [R] float32."""
+  products = h.astype(jnp.float32) * vectors[items].astype(jnp.float32)
+  return jnp.sum(products, axis=-1) + bias[items]
+
+
+def softmax_loss(
+  h: jax.Array, vectors: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Cross-entropy of the target among all items.
+
+  Args:
+    h: [R, E], what each row predicts; vectors [I, E] of the same float type.
+    bias: [I] float32, added to the scores; layers.MASKED for a row that is no item.
+    targets: [R] int32 in [0, I); any of them where the weight is 0.
+    weights: [R] float32, of each row in the sum.
+
+  Returns:
+    [] float32, nats; weighted sum.
+  """
+  # The target's score from its own row: taken out of all scores, its gradient would be one more
+  # array of [R, I].
+  target_scores = score_rows(h, vectors, bias, targets)
+  normaliser = jax.nn.logsumexp(score_items(h, vectors, bias), axis=-1)
+  return jnp.sum(weights * (normaliser - target_scores))
+
+
+def bce_loss(
+  h: jax.Array,
+  vectors: jax.Array,
+  bias: jax.Array,
+  targets: jax.Array,
+  negatives: jax.Array,
+  weights: jax.Array,
+  negative_weights: jax.Array,
+) -> jax.Array:
+  """Binary cross-entropy of the target and of one sampled negative: SASRec Eq. (7).
+
+  Kang and McAuley 2018 (arXiv:1808.09781).
+
+  Args:
+    h, vectors, bias, targets, weights: as for softmax_loss().
+    negatives: [R] int32 in [0, I).
+    negative_weights: [R] float32, `weights`, or 0 where the negative is none after all.
+
+  Returns:
+    [] float32, nats; weighted sum over both terms.
+  """
+  positive = jax.nn.log_sigmoid(score_rows(h, vectors, bias, targets))
+  negative = jax.nn.log_sigmoid(-score_rows(h, vectors, bias, negatives))
+  return -jnp.sum(weights * positive) - jnp.sum(negative_weights * negative)
+
+
 def unit(x: jax.Array) -> jax.Array:
   """Scales the last axis of x to unit length; a vector of zeros stays as it is."""
   # Bounded inside the root: the gradient of a plain norm is NaN at zero.

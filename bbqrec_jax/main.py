@@ -14,7 +14,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
@@ -29,10 +28,11 @@ from bbqrec_jax import (
   validate,
 )
 from bbqrec_jax.data import semantic_ids, statistics
-from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import popularity
 
 _SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
@@ -40,7 +40,12 @@ _NOTHING_LOST = "\nStopped: nothing was lost. The same command goes on."
 
 RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
-_OF_STAGE = dict(tokenizer=("codebook",), generator=("valid", "test"))
+_OF_STAGE = dict(
+  tokenizer=("codebook",),
+  generator=("valid", "test"),
+  ranker=("valid", "test"),
+  counts=("valid", "test"),
+)
 
 
 def load_dataset(config) -> Dataset:
@@ -62,7 +67,7 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
   validate.check_data(config, dataset)
-  if "tokenizer" not in config.stages:
+  if "generator" in config.stages and not set(validate.WRITERS_OF_IDS) & set(config.stages):
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.
@@ -94,8 +99,9 @@ def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:
 
   last = records[config.stages[-1]]
   results = {split: last[split] for split in ("valid", "test") if split in last}
-  if "tokenizer" in records:
-    results["codebook"] = records["tokenizer"].pop("codebook")
+  for record in records.values():
+    if "codebook" in record:
+      results["codebook"] = record.pop("codebook")
   results |= dict(
     popularity=popularity_baseline(dataset),
     seconds={stage: record["seconds"] for stage, record in records.items()},
@@ -126,15 +132,9 @@ def _check_whole(results: dict, path: pathlib.Path) -> None:
 
 def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
   """Recall and NDCG of ranking every item by its training count: split -> metrics."""
-  order = np.argsort(-train_counts(dataset), kind="stable")  # Ties: the lower item first.
-  ranks = np.empty(dataset.num_items, np.int32)
-  ranks[order] = np.arange(1, dataset.num_items + 1)
-  ranks = jnp.asarray(ranks)
-  results = {}
-  for split in ("valid", "test"):
-    evaluator = ranking.Evaluator(dataset, split=split, max_history=1, batch_size=4096)
-    results[split], _ = evaluator.run(lambda history, targets: ranks[targets])
-  return results
+  ranks = jnp.asarray(popularity.ranks(dataset))
+  make_evaluator = functools.partial(ranking.Evaluator, dataset, max_history=1, batch_size=4096)
+  return ranking.evaluate_splits(make_evaluator, lambda history, targets: ranks[targets])[0]
 
 
 def main(argv: list[str], flag_values: flags.FlagValues) -> int:

@@ -63,6 +63,8 @@ class Recommender:
     Raises UserError if the workdir does not hold one, or a damaged one.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    if not os.path.exists(workdir / "checkpoints" / generator_trainer.STAGE):
+      _check_has_generator(workdir)
     for path in (workdir / "checkpoints" / generator_trainer.STAGE, workdir / "config.json"):
       if not os.path.exists(path):  # Unlike pathlib's, False also for what can be no name.
         raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
@@ -314,6 +316,20 @@ class Recommender:
     latents = model.apply(variables, items, features, present, id_latents, method="encode")
     codes = model.apply(variables, latents, method="tokenize").codes
     return np.asarray(codes), np.asarray(model.apply(variables, codes, method="lookup"))
+
+
+def _check_has_generator(workdir: pathlib.Path) -> None:
+  """Raises UserError if the workdir is of a run that was never to have a generator."""
+  path = workdir / "config.json"
+  if not os.path.exists(path):
+    return
+  stored = run_record.read_json(path, ("config",))["config"]
+  stages = stored.get("stages") if isinstance(stored, dict) else None
+  if isinstance(stages, list) and generator_trainer.STAGE not in stages:
+    raise UserError(
+      f"{workdir} is a run of {', '.join(map(str, stages))}; recommendations come from a run with "
+      "a generator."
+    )
 
 
 def _restore_params(workdir: pathlib.Path, stage: str, template):

@@ -34,9 +34,11 @@ def make_record(workdir: pathlib.Path) -> dict:
   config = run_record.read_json(files[0], ("config", "provenance"))
   results = run_record.read_json(files[1])
   if "test" not in results:
-    raise UserError(f"{workdir} ran the tokenizer alone; only a run with a generator has a record.")
+    raise UserError(f"{workdir} ran no stage that recommends; only a run with one has a record.")
   try:
-    record = {name: results[name] for name in ("valid", "test", "popularity", "codebook", "data")}
+    record = {name: results[name] for name in ("valid", "test", "popularity", "data")}
+    if "codebook" in results:  # Not of systems that score items.
+      record["codebook"] = results["codebook"]
     if results["data"]["name"] in PAPER:
       record["paper_test"] = PAPER[results["data"]["name"]]
     # The command and commit that the run was started with, not those of a later resumption.

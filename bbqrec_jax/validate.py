@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -12,7 +13,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
-from bbqrec_jax.trainers import tokenizer
+from bbqrec_jax.trainers import ranker, tokenizer
 
 # Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
 _WIDTH = Whole(1, 65_536)
@@ -33,9 +34,17 @@ def _data(config: Mapping) -> Callable:
   return plugins.load("data", config["data"]["source"], "data.source", "load").load
 
 
-def _model(stage: str) -> Callable[[Mapping], Callable]:
-  key = f"{stage}.model_name"
-  return lambda config: plugins.load("models", config[stage]["model_name"], key, "Model").Model
+def _model(stage: str, needs: str | None = None) -> Callable[[Mapping], Callable]:
+  """What gives the Model that a stage's section names; it must have a method, if told."""
+
+  def model(config):
+    key, name = f"{stage}.model_name", config[stage]["model_name"]
+    found = plugins.load("models", name, key, "Model").Model
+    if needs and not hasattr(found, needs):
+      raise UserError(f"{key}={name!r} is no model of this stage; it has no {needs}().")
+    return found
+
+  return model
 
 
 def _sequence_encoder(config: Mapping) -> Callable:
@@ -59,7 +68,7 @@ _OPTIMIZER = Section(
   given=("num_steps", "scales"),
 )
 
-_TRAINING = dict(  # What both stages have.
+_TRAINING = dict(  # What every stage that learns by gradients has.
   optimizer=_OPTIMIZER,
   batch_size=_BATCH,
   length_groups=OneOf(batches.LENGTH_GROUPS),
@@ -77,9 +86,11 @@ _SEQUENCE_KWARGS = Section(
     width=_WIDTH,
     num_layers=_LAYERS,
     num_heads=_HEADS,
+    mlp_dim=_WIDTH,
+    init_scale=Real(0.0, above=True),
   ),
   callee=_sequence_encoder,
-  given=("out_dim", "dropout_rate", "dtype", *_OF_FLAX),
+  given=("out_dim", "dropout_rate", "dtype", "causal", *_OF_FLAX),
 )
 
 _TOKENIZER = Section(
@@ -144,6 +155,54 @@ _GENERATOR = Section(
   | _TRAINING
 )
 
+_RANKER = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(
+        width=_WIDTH,
+        num_layers=_LAYERS,
+        num_heads=_HEADS,
+        mlp_dim=_WIDTH,
+        hidden_dim=_WIDTH,
+        mask_rate=Real(0.0, 1.0, above=True),
+        last_rate=_SHARE,
+        dropout_rate=_RATE,
+        dtype=_DTYPE,
+      ),
+      callee=_model("ranker", needs="predictions"),
+      given=("num_items", "feature_dims", "max_history", *_OF_FLAX),
+    ),
+    loss=OneOf(ranker.LOSSES),
+    monitor=OneOf(ranking.NAMES),
+  )
+  | _TRAINING
+)
+
+_COUNTS = Section(
+  dict(
+    model_name=Text(),
+    model=Section(
+      dict(num_neighbours=Whole(1, 100_000), decay=_SHARE),
+      callee=_model("counts", needs="scores"),
+    ),
+    eval_batch_size=_BATCH,
+  )
+)
+
+# The section of every stage, which has the stage's name.
+_STAGES = dict(
+  tokenizer=_TOKENIZER,
+  ranker=_RANKER,
+  generator=_GENERATOR,
+  counts=_COUNTS,
+)
+# Fields by which sections' own are set together, and the stages whose sections those are.
+_SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
+_SHARING = ("tokenizer", "generator")
+# Stages that write semantic IDs, of which a generator needs one before it.
+WRITERS_OF_IDS = ("tokenizer",)
+
 _DATA = Section(
   dict(
     source=Text(),
@@ -166,25 +225,32 @@ _DATA = Section(
   own=("source",),
 )
 
-_CONFIG = Section(
-  dict(
+_PARALLEL = Section(
+  dict(mode=OneOf(partition.MODES), model=Whole(1), num_devices=Whole()),
+  callee=lambda _: partition.Partition,
+)
+
+
+def _rules(config: Mapping) -> Section:
+  """The rules of a config: what every one has, and the sections that its stages need.
+
+  A section of another stage may stand there, and is checked like any other.
+  """
+  named = config.get("stages", ())
+  named = named if Many(Text()).allows(named) else ()  # What is wrong with it is told by its rule.
+  found = [stage for stage in _STAGES if stage in named or stage in config]
+  rules: dict[str, Any] = dict(
     seed=_SEED,
     stages=Many(Text()),
     max_history=_HISTORY,
-    num_levels=_LEVELS,
-    codebook_size=_CODES,
-    latent_dim=Whole(2, 65_536),
-    dtype=_DTYPE,
-    profile_steps=Text(may_be_empty=True),
     data=_DATA,
-    parallel=Section(
-      dict(mode=OneOf(partition.MODES), model=Whole(1), num_devices=Whole()),
-      callee=lambda _: partition.Partition,
-    ),
-    tokenizer=_TOKENIZER,
-    generator=_GENERATOR,
+    parallel=_PARALLEL,
   )
-)
+  if set(found) - {"counts"}:  # Of what learns by gradients.
+    rules |= dict(dtype=_DTYPE, profile_steps=Text(may_be_empty=True))
+  if any(stage in _SHARING for stage in found):
+    rules |= _SHARED
+  return Section(rules | {stage: _STAGES[stage] for stage in found})
 
 
 def check_config(config: Mapping) -> None:
@@ -197,18 +263,16 @@ def check_config(config: Mapping) -> None:
     UserError: names the first field that is missing, unknown, of a wrong type or out of bounds,
       or the fields that do not go together.
   """
-  check(config, _CONFIG)
-  diagnostics.parse_steps(config["profile_steps"])
+  check(config, _rules(config))
+  diagnostics.parse_steps(config.get("profile_steps", ""))
   _check_stages(config["stages"])
-  _check_sequence(config)
-  own, other = config["generator"], config["tokenizer"]["model"]
-  if own["inherit_codebooks"] and own["model"].get("code_dim") != other.get("latent_dim"):
-    raise UserError(
-      f"generator.inherit_codebooks=True: generator.model.code_dim={own['model'].get('code_dim')} "
-      f"must be tokenizer.model.latent_dim={other.get('latent_dim')}."
-    )
-  if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
-    raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
+  if "tokenizer" in config:
+    _check_sequence(config)
+  if "generator" in config:
+    _check_generator(config)
+  if "ranker" in config:
+    model = config["ranker"]["model"]
+    _check_heads("ranker.model", model, _model("ranker")(config))
 
 
 def _check_stages(stages: Sequence[str]) -> None:
@@ -220,6 +284,20 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
 
 
+def _check_generator(config: Mapping) -> None:
+  own = config["generator"]
+  if own["inherit_codebooks"] and "tokenizer" in config:
+    code_dim = own["model"].get("code_dim")
+    latent_dim = config["tokenizer"]["model"].get("latent_dim")
+    if code_dim != latent_dim:
+      raise UserError(
+        f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
+        f"must be tokenizer.model.latent_dim={latent_dim}."
+      )
+  if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
+    raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
+
+
 def _check_sequence(config: Mapping) -> None:
   """What the sequence encoder's arguments must be together, as far as they are given."""
   given, name = config["tokenizer"]["model"].get("sequence_kwargs", {}), "sequence_kwargs"
@@ -229,11 +307,15 @@ def _check_sequence(config: Mapping) -> None:
       f"max_history={config['max_history']}."
     )
   if given:
-    encoder = _sequence_encoder(config)
-    width = given.get("width", getattr(encoder, "width", 0))
-    heads = given.get("num_heads", getattr(encoder, "num_heads", 1))
-    if width % heads:
-      raise UserError(f"tokenizer.model.{name}.width={width} must be a multiple of {heads} heads.")
+    _check_heads(f"tokenizer.model.{name}", given, _sequence_encoder(config))
+
+
+def _check_heads(name: str, given: Mapping, module: Any) -> None:
+  """Refuses a width that the heads cannot share; what is not given is the module's own."""
+  width = given.get("width", getattr(module, "width", 0))
+  heads = given.get("num_heads", getattr(module, "num_heads", 1))
+  if width % heads:
+    raise UserError(f"{name}.width={width} must be a multiple of {heads} heads.")
 
 
 def check_data(config, dataset: Dataset) -> None:
@@ -241,12 +323,17 @@ def check_data(config, dataset: Dataset) -> None:
 
   Raises UserError.
   """
-  batch_size = config.tokenizer.batch_size
   if dataset.num_users < 2 or dataset.num_items < 2:
     raise UserError(
       f"{dataset.name}: {dataset.num_users} users and {dataset.num_items} items are left; at "
       "least 2 of each are needed. Lower data.min_interactions or bring more data."
     )
+  if "tokenizer" in config.stages:
+    _check_signals(config, dataset)
+
+
+def _check_signals(config, dataset: Dataset) -> None:
+  batch_size = config.tokenizer.batch_size
   if dataset.num_users < batch_size:
     raise UserError(
       f"{dataset.name}: {dataset.num_users} users are fewer than tokenizer.batch_size="

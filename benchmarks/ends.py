@@ -13,9 +13,9 @@ import orbax.checkpoint as ocp
 
 from bbqrec_jax import checkpoint, main
 from bbqrec_jax.data import semantic_ids
-from bbqrec_jax.trainers import generator
+from bbqrec_jax.evaluators import ranking
 
-_ARRAYS = (semantic_ids.FILE_NAME, generator.RANKS_FILE)
+_ARRAYS = (semantic_ids.FILE_NAME, ranking.RANKS_FILE)
 _OF_THE_PROCESS = ("seconds", "peak_memory_mb", "provenance")  # What no two runs share.
 
 

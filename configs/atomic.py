@@ -8,20 +8,9 @@ features.text, the text columns of NAME.item are encoded by data.text_model (ext
 On two CPU cores use :cpu, a smaller model with the causal encoder (see configs/common.py).
 """
 
-from ml_collections import config_dict
-
 from configs import common
 
 
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, **common.SWITCHES)
-  return common.bbqrec(
-    arg,
-    data=dict(
-      source="atomic",
-      root=config_dict.placeholder(str),
-      name=config_dict.placeholder(str),
-      features=dict(text=config_dict.placeholder(str), image=config_dict.placeholder(str)),
-      **common.DATA,
-    ),
-  )
+  return common.bbqrec(arg, data=common.data_section("atomic"))

@@ -11,4 +11,4 @@ from configs import common
 
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, **common.SWITCHES)
-  return common.bbqrec(arg, data=common.amazon("clothing"))
+  return common.bbqrec(arg, data=common.data_section("clothing"))

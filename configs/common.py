@@ -63,6 +63,8 @@ SWITCHES = dict(
   no_image=False,  # Figure 4.
 )
 
+MODALITIES = ("text", "image")
+
 # What the sources that read files have in common. An item or user stays with so many interactions.
 DATA = dict(
   min_interactions=5,
@@ -83,6 +85,42 @@ def amazon(subset: str) -> dict:
   )
 
 
+def files(source: str, *names: str) -> dict:
+  """The `data` section of the user's own files, which the command line names.
+
+  Args:
+    names: fields that say which, beside `features`, the .npy file of each modality.
+  """
+  return dict(
+    source=source,
+    **{name: config_dict.placeholder(str) for name in names},
+    features=dict(text=config_dict.placeholder(str), image=config_dict.placeholder(str)),
+    **DATA,
+  )
+
+
+def data_section(name: str) -> dict:
+  """The `data` section that a config's argument `data=NAME` asks for.
+
+  Raises ValueError, which names all there are, for another name.
+  """
+  sections = dict(synthetic=dict(source="synthetic"))
+  sections |= {subset: amazon(subset) for subset in ("beauty", "sports", "toys", "clothing")}
+  sections |= dict(
+    atomic=files("atomic", "root", "name"), table=files("table", "interactions", "items")
+  )
+  if name not in sections:
+    raise ValueError(f"data={name!r}: the data are one of {', '.join(sections)}.")
+  return sections[name]
+
+
+PARALLEL = dict(
+  mode="jit",  # Or "pmap": bbqrec_jax/partition.py.
+  model=1,  # Devices that share a table; as many groups of them share a batch.
+  num_devices=0,  # 0: all.
+)
+
+
 def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
   """BBQRec with the paper's values where it gives them (sections 5.1 and 5.4).
 
@@ -98,18 +136,14 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
   config.num_levels = num_levels = config_dict.FieldReference(3)  # L.
   config.codebook_size = codebook_size = config_dict.FieldReference(256)  # N.
   config.latent_dim = latent_dim = config_dict.FieldReference(128)  # D.
-  modalities = tuple(m for m in ("text", "image") if not arg[f"no_{m}"])
+  modalities = tuple(m for m in MODALITIES if not arg[f"no_{m}"])
   if arg.smoke:  # On the embedded data, whatever the config's own are.
     data = dict(source="synthetic")
   config.data = dict(data, modalities=modalities)
 
   config.dtype = dtype = config_dict.FieldReference("float32")  # Of products; or "bfloat16".
   config.profile_steps = ""  # "10:20": a profile of these steps of each stage, for TensorBoard.
-  config.parallel = dict(
-    mode="jit",  # Or "pmap": bbqrec_jax/partition.py.
-    model=1,  # Devices that share a table; as many groups of them share a batch.
-    num_devices=0,  # 0: all.
-  )
+  config.parallel = PARALLEL
   config.tokenizer = dict(
     model_name="tokenizer",  # bbqrec_jax/models/<model_name>.py; `model` is its arguments.
     model=dict(
@@ -192,6 +226,77 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     config.tokenizer.update(num_epochs=20)
   if arg.smoke:
     _shrink(config)
+  return config
+
+
+# What configs of systems that only count know.
+COUNTS_SWITCHES = dict(
+  data="synthetic",  # Or another name of data_section().
+  smoke=False,  # A run of seconds.
+)
+# What configs of systems that learn to score every item know.
+RANKER_SWITCHES = COUNTS_SWITCHES | dict(
+  bce=False,  # The loss with one sampled negative, in place of the softmax over all items.
+)
+
+
+def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> config_dict.ConfigDict:
+  """A system that scores every item; what is alike in all of them.
+
+  Args:
+    arg: with every name of RANKER_SWITCHES.
+    model_name: bbqrec_jax/models/<model_name>.py.
+    modalities: what the model reads beside the ids.
+  """
+  config = _scorer(arg, "ranker", modalities)
+  config.dtype = dtype = config_dict.FieldReference("float32")  # Of products; or "bfloat16".
+  config.profile_steps = ""  # "10:20": a profile of these steps, for TensorBoard.
+  config.ranker = dict(
+    model_name=model_name,
+    model=dict(dropout_rate=0.5, dtype=dtype),  # Its arguments.
+    loss="bce" if arg.bce else "softmax",
+    optimizer=dict(
+      learning_rate=1e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0
+    ),
+    batch_size=256,  # Sequences; every position of one is a target.
+    length_groups=4,
+    micro_batch_size=0,  # Sequences whose scores of all items are held at once; 0: all.
+    num_epochs=200,
+    eval_epochs=1,
+    eval_batch_size=256,
+    monitor="ndcg@10",
+    patience=10,
+    log_steps=50,
+  )
+  if arg.smoke:
+    config.ranker.update(
+      batch_size=64, length_groups=2, num_epochs=2, eval_batch_size=64, log_steps=5
+    )
+  return config
+
+
+def counts(arg: config_dict.ConfigDict, model_name: str) -> config_dict.ConfigDict:
+  """A system that only counts.
+
+  Args:
+    arg: with every name of COUNTS_SWITCHES.
+    model_name: bbqrec_jax/models/<model_name>.py.
+  """
+  config = _scorer(arg, "counts", modalities=())
+  config.counts = dict(
+    model_name=model_name,
+    model=dict(),  # Its arguments.
+    eval_batch_size=256,
+  )
+  return config
+
+
+def _scorer(arg: config_dict.ConfigDict, stage: str, modalities) -> config_dict.ConfigDict:
+  """What configs of one stage that scores every item have in common."""
+  config = config_dict.ConfigDict(dict(seed=0, stages=(stage,)))
+  config.max_history = 8 if arg.smoke else 20  # T.
+  config.data = dict(data_section("synthetic" if arg.smoke else arg.data), modalities=modalities)
+  config.parallel = PARALLEL
   return config
 
 

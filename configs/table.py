@@ -7,20 +7,9 @@ python -m bbqrec_jax.main --config=configs/table.py --config.data.interactions=l
 table are encoded by data.text_model (extra [text]).
 """
 
-from ml_collections import config_dict
-
 from configs import common
 
 
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, **common.SWITCHES)
-  return common.bbqrec(
-    arg,
-    data=dict(
-      source="table",
-      interactions=config_dict.placeholder(str),
-      items=config_dict.placeholder(str),
-      features=dict(text=config_dict.placeholder(str), image=config_dict.placeholder(str)),
-      **common.DATA,
-    ),
-  )
+  return common.bbqrec(arg, data=common.data_section("table"))

@@ -12,19 +12,23 @@ from ml_collections import config_dict
 
 from bbqrec_jax import main
 from bbqrec_jax.data.dataset import MODALITIES
-from configs import common, quickstart
+from configs import common, quickstart, sasrec
 from tests import smoke_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
 
 
-def switches(module) -> list[str]:
-  """The bool arguments of a config, as it lists them itself."""
+KNOWN = common.SWITCHES | common.RANKER_SWITCHES
+
+
+def arguments(module) -> set[str]:
+  """The arguments of a config, as it lists them itself."""
   with pytest.raises(ValueError, match="This config knows") as error:
     module.get_config("no-such-argument")
-  names = re.search(r"This config knows: (.*)\.", str(error.value))[1].split(", ")
-  return [name for name in names if isinstance(common.SWITCHES.get(name), bool)]
+  names = set(re.search(r"This config knows: (.*)\.", str(error.value))[1].split(", "))
+  assert names <= set(KNOWN)
+  return names
 
 
 def module_names(config) -> set[str]:
@@ -41,12 +45,23 @@ def module_names(config) -> set[str]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_switch_builds_a_config_whose_modules_exist(name):
   module = importlib.import_module(f"configs.{name}")
-  for arg in ("", *switches(module), "smoke,srgnn,no_text"):
+  known = arguments(module)
+  args = ["", *(name for name in known if isinstance(KNOWN[name], bool))]
+  if "srgnn" in known:
+    args.append("smoke,srgnn,no_text")
+  if "data" in known:
+    args += ["data=beauty", "data=atomic", "data=table"]
+  for arg in args:
     config = module.get_config(arg)
     assert isinstance(config, config_dict.ConfigDict)
     assert set(config.data.modalities) <= set(MODALITIES)
     for module_name in module_names(config):
       importlib.import_module(f"bbqrec_jax.{module_name}")
+
+
+def test_unknown_data_are_refused_with_those_there_are():
+  with pytest.raises(ValueError, match="data='beuty': the data are one of synthetic, beauty"):
+    sasrec.get_config("data=beuty")
 
 
 def test_every_switch_changes_something():

@@ -115,3 +115,46 @@ def test_semantic_id_loss_is_the_log_probability_of_the_codes():
 def test_weights_of_another_shape_raise():
   with pytest.raises(ValueError, match="one shape"):
     losses.weighted_mean(jnp.ones((B, 1)), jnp.ones(B))
+
+
+class ItemScoresTest(chex.TestCase):
+  """The losses over all items, against closed forms row by row."""
+
+  def setUp(self):
+    super().setUp()
+    self.h, self.vectors, self.bias = normal(0, R, D), normal(1, P, D), normal(2, P)
+    self.targets = jax.random.randint(jax.random.key(3), (R,), 0, P)
+    self.weights = jax.random.uniform(jax.random.key(4), (R,)).at[5].set(0.0)
+    self.scores = np.asarray(self.h) @ np.asarray(self.vectors).T + np.asarray(self.bias)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_softmax_loss(self):
+    found = self.variant(losses.softmax_loss)(
+      self.h, self.vectors, self.bias, self.targets, self.weights
+    )
+    expected = 0.0
+    for row, target, weight in zip(self.scores, self.targets, self.weights):
+      expected -= weight * np.log(np.exp(row[target]) / np.exp(row).sum())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_softmax_gradient_is_probability_less_one_for_the_target(self):
+    gradient = jax.grad(losses.softmax_loss, argnums=2)(
+      self.h, self.vectors, self.bias, self.targets, self.weights
+    )
+    probabilities = np.exp(self.scores) / np.exp(self.scores).sum(axis=1, keepdims=True)
+    difference = probabilities - np.eye(P)[np.asarray(self.targets)]
+    np.testing.assert_allclose(gradient, np.asarray(self.weights) @ difference, atol=1e-5)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_bce_loss(self):
+    negatives = jax.random.randint(jax.random.key(5), (R,), 0, P)
+    allowed = self.weights * (jnp.arange(R) != 2)
+    found = self.variant(losses.bce_loss)(
+      self.h, self.vectors, self.bias, self.targets, negatives, self.weights, allowed
+    )
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    rows = np.arange(R)
+    positive = np.log(sigmoid(self.scores[rows, self.targets]))
+    negative = np.log(1 - sigmoid(self.scores[rows, negatives]))
+    expected = -np.sum(self.weights * positive) - np.sum(allowed * negative)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

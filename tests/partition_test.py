@@ -1,4 +1,4 @@
-"""Both stages give the same numbers however their devices are laid out."""
+"""All stages give the same numbers however their devices are laid out."""
 
 import functools
 import importlib
@@ -21,7 +21,11 @@ from tests.small_stages import NUM_STEPS, STAGES, T, dataset
 
 ONE = dict(num_devices=1)
 # Stage one takes longer to compile.
-MOSTLY_STAGE_TWO = ["generator", pytest.param("tokenizer", marks=pytest.mark.slow)]
+MOSTLY_STAGE_TWO = [
+  "generator",
+  pytest.param("tokenizer", marks=pytest.mark.slow),
+  pytest.param("ranker", marks=pytest.mark.slow),
+]
 
 
 @functools.cache
@@ -42,7 +46,9 @@ def check(actual, expected):
     assert error < 1e-5, (name, error)
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", pytest.param("generator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "stage", ["tokenizer", "ranker", pytest.param("generator", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
   "layout",
   [

@@ -12,8 +12,9 @@ import numpy as np
 from bbqrec_jax import optim, partition, train_state
 from bbqrec_jax.data import batches, synthetic
 from bbqrec_jax.decoding import generate
-from bbqrec_jax.models import generator, tokenizer
+from bbqrec_jax.models import generator, sasrec_f, tokenizer
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import ranker as ranker_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 NUM_STEPS, BATCH_SIZE, T, D, L, N = 20, 24, 6, 8, 2, 8
@@ -149,7 +150,36 @@ class Generator(Stage):
     return train_step, state, catalogue, self.batches.epoch
 
 
-STAGES = dict(tokenizer=Tokenizer, generator=Generator)
+class Ranker(Stage):
+  def build(self):
+    inputs = self.partition.place_tables(ranker_trainer.make_inputs(dataset()))
+    model = sasrec_f.Model(
+      num_items=dataset().num_items,
+      feature_dims={name: x.shape[1] for name, x in inputs["features"].items()},
+      max_history=T,
+      width=D,
+      num_layers=1,
+      mlp_dim=12,
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+    )
+    tx = optim.make_optimizer(num_steps=100, **OPTIMIZER)
+    axis_name = self.partition.axis_name
+    train_step = train_state.make_train_step(
+      functools.partial(ranker_trainer.loss_fn, model, loss="softmax", axis_name=axis_name),
+      tx,
+      axis_name=axis_name,
+    )
+    params = self.partition.init(
+      functools.partial(ranker_trainer.init_params, model),
+      self.partition.replicate(jax.random.key(0)),
+      inputs,
+    )
+    state = self.partition.init(lambda params: train_state.create(params, tx), params)
+    return train_step, state, inputs, self.batches.epoch
+
+
+STAGES = dict(tokenizer=Tokenizer, generator=Generator, ranker=Ranker)
 
 
 def main(stage: str, num_steps: str, out: str, *which: str) -> None:

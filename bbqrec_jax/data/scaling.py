@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bbqrec_jax.data import npz
-from bbqrec_jax.data.dataset import Features
+from bbqrec_jax.data.dataset import Dataset, Features
 
 
 class Scaling(NamedTuple):
@@ -32,6 +32,22 @@ def fit(features: Features) -> Scaling:
   used = deviation > 1e-6 * np.abs(values).max(axis=0, initial=0.0)
   factor = np.where(used, 1.0 / np.where(used, deviation, 1.0), 0.0) / np.sqrt(max(used.sum(), 1))
   return Scaling(values.mean(axis=0).astype(np.float32), factor.astype(np.float32))
+
+
+def standardise(dataset: Dataset) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Scaling]]:
+  """A catalogue's features as models read them, and how they were made so.
+
+  Returns:
+    (inputs, scalings): inputs["features"] has modality -> [I, F] float32 of mean square length 1,
+    absent rows zero; inputs["present"] has modality -> [I] bool.
+  """
+  scalings = {name: fit(features) for name, features in dataset.features.items()}
+  features = {
+    name: np.where(f.present[:, None], scalings[name](f.values), 0.0).astype(np.float32)
+    for name, f in dataset.features.items()
+  }
+  present = {name: f.present for name, f in dataset.features.items()}
+  return dict(features=features, present=present), scalings
 
 
 def save(path, scalings: Mapping[str, Scaling]) -> None:

@@ -1,6 +1,8 @@
 """Recall and NDCG over the whole catalogue, for every user of a split."""
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -11,6 +13,7 @@ from bbqrec_jax.data import dataset as dataset_lib
 from bbqrec_jax.partition import Partition
 
 KS = (5, 10)
+RANKS_FILE = "ranks.npz"
 BATCHES_AT_ONCE = 4  # C: of users, in one call.
 NAMES = tuple(metrics.summary(np.ones(1, np.int32), KS))  # "recall@5" and so on.
 
@@ -90,6 +93,30 @@ def make_rank_fn(rank_fn: Callable, partition: Partition) -> Callable:
     return over_batches(context, place(history), place(targets))
 
   return ranks
+
+
+def evaluate_splits(
+  make_evaluator: Callable, rank_fn: Callable
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+  """Both splits, at the end of a stage: the only place where the test split is touched.
+
+  Args:
+    make_evaluator: split= -> Evaluator.
+    rank_fn: as for Evaluator.run().
+
+  Returns:
+    (metrics, ranks): split -> what Evaluator.run() gives.
+  """
+  evaluated = {split: make_evaluator(split=split).run(rank_fn) for split in ("valid", "test")}
+  results = {split: found for split, (found, _) in evaluated.items()}
+  return results, {split: ranks for split, (_, ranks) in evaluated.items()}
+
+
+def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
+  """Writes <workdir>/ranks.npz, what paired tests read: [U] user_ids, and split -> [U] ranks."""
+  temporary = workdir / f"tmp_{RANKS_FILE}"
+  np.savez(temporary, user_ids=user_ids, **ranks)
+  os.replace(temporary, workdir / RANKS_FILE)
 
 
 def _store(ranks, rows, valid, found):

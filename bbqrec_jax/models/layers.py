@@ -14,6 +14,11 @@ TABLE_MULTIPLE = 128
 MASKED = -1e9  # Added to masked scores: finite, so that a fully masked row stays free of NaN.
 
 
+def table_rows(num_items: int) -> int:
+  """Rows of a parameter that has one for every item."""
+  return -(-num_items // TABLE_MULTIPLE) * TABLE_MULTIPLE
+
+
 class Dropout(nn.Module):
   """Dropout whose mask is hashed from the key and each element's place.
 

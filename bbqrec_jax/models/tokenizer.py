@@ -79,8 +79,8 @@ class Model(nn.Module):
       return mlp.MLP(tuple(self.hidden_dims)[::-1], self.feature_dims[modality], self.dtype)
 
     if self.use_id:
-      num_rows = -(-self.num_items // layers.TABLE_MULTIPLE) * layers.TABLE_MULTIPLE
-      self.id_embedding = self.param("id_embedding", init, (num_rows, self.latent_dim))
+      shape = (layers.table_rows(self.num_items), self.latent_dim)
+      self.id_embedding = self.param("id_embedding", init, shape)
     self.missing = per_modality(
       lambda modality: self.param(f"missing_{modality}", init, (self.feature_dims[modality],))
     )

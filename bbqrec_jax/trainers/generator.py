@@ -1,7 +1,6 @@
 """Stage two: trains the generator on semantic IDs and evaluates what it generates."""
 
 import functools
-import os
 import pathlib
 import time
 
@@ -30,7 +29,6 @@ from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 
 STAGE = "generator"
-RANKS_FILE = "ranks.npz"
 
 
 def make_model(config, ids: semantic_ids.SemanticIds):
@@ -110,8 +108,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   rank_fn = ranking.make_rank_fn(ranks_of, partition)
 
-  def evaluate(evaluator, params):
-    return evaluator.run(functools.partial(rank_fn, (params, catalogue, trie)))
+  def ranks_by(params):
+    return functools.partial(rank_fn, (params, catalogue, trie))
 
   selection = make_evaluator(split="valid", max_users=section.selection_users)
   with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
@@ -125,7 +123,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=num_steps,
       steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: evaluate(selection, params)[0],
+      eval_fn=lambda params: selection.run(ranks_by(params))[0],
       eval_steps=section.eval_epochs * data.steps_per_epoch,
       monitor=section.monitor,
       patience=section.patience,
@@ -137,11 +135,9 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
 
-  results, ranks = {}, {}
-  for split in ("valid", "test"):  # The test split is touched here, once, and nowhere else.
-    results[split], ranks[split] = evaluate(make_evaluator(split=split), fitted.params)
+  results, ranks = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   if partition_lib.is_main():
-    _save_ranks(workdir, dataset.user_ids, ranks)
+    ranking.save_ranks(workdir, dataset.user_ids, ranks)
   return (
     fitted.summary
     | results
@@ -202,9 +198,3 @@ def _with_inherited_codebooks(params, codebooks: np.ndarray):
     )
   per_signal = jnp.broadcast_to(codebooks, (num_signals, *codebooks.shape[1:]))
   return params | {"code_embed": jnp.swapaxes(per_signal, 0, 1)}
-
-
-def _save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
-  temporary = workdir / f"tmp_{RANKS_FILE}"
-  np.savez(temporary, user_ids=user_ids, **ranks)
-  os.replace(temporary, workdir / RANKS_FILE)

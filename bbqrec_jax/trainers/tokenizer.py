@@ -4,7 +4,6 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +45,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   """Runs the stage, or goes on with it; returns its record, JSON-able."""
   started = time.perf_counter()
   section = config.tokenizer
-  inputs, scalings = _standardise(dataset)
+  inputs, scalings = scaling.standardise(dataset)
   feature_dims = {name: x.shape[1] for name, x in inputs["features"].items()}
   model = make_model(section, num_items=dataset.num_items, feature_dims=feature_dims)
   for modality in config.data.modalities:
@@ -144,17 +143,6 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
     peak_memory_mb=run_record.peak_memory_mb(),
   )
-
-
-def _standardise(dataset: Dataset):
-  """Features of mean square length 1, absent rows zero; and how they were made so."""
-  scalings = {name: scaling.fit(features) for name, features in dataset.features.items()}
-  features = {
-    name: np.where(f.present[:, None], scalings[name](f.values), 0.0).astype(np.float32)
-    for name, f in dataset.features.items()
-  }
-  present = {name: f.present for name, f in dataset.features.items()}
-  return dict(features=features, present=present), scalings
 
 
 def _save_scaling(workdir: pathlib.Path, scalings) -> None:
@@ -270,26 +258,11 @@ def loss_fn(
         temperature,
       )
 
-    terms["rec"] = losses.total(_sum_micro_batches(contrast, batch["groups"], key), axis_name)
+    terms["rec"] = losses.total(
+      train_state.sum_micro_batches(contrast, batch["groups"], key), axis_name
+    )
     total += rec_weight * terms["rec"]
   return total, (terms, (out.quantized, present, weights))
-
-
-def _sum_micro_batches(fn: Callable, groups, key) -> jax.Array:
-  """The sum of fn(micro-batch, key) over all of every group.
-
-  Where a group has several, the activations of one are held at a time, and computed again for the
-  gradient: all of them share v, whose gradient goes through the encoders once, at the end.
-  """
-  again = jax.checkpoint(fn)
-  total = 0.0
-  for n, group in enumerate(groups):
-    keys = jax.random.split(jax.random.fold_in(key, n), len(group["history"]))
-    if len(keys) == 1:
-      total += fn(jax.tree.map(lambda x: x[0], group), keys[0])
-    else:
-      total += jnp.sum(jax.lax.map(lambda inputs: again(*inputs), (group, keys)))
-  return total
 
 
 def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | None = None):

@@ -1,0 +1,26 @@
+r"""NOVA-BERT: bbqrec_jax/models/nova_bert.py.
+
+python -m bbqrec_jax.main --config=configs/nova_bert.py:data=beauty --workdir=runs/nova_bert
+
+data=NAME is one of common.data_section(); :smoke takes seconds on the embedded data; :bce is the
+loss with one sampled negative.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  arg = common.parse_arg(arg, **common.RANKER_SWITCHES)
+  config = common.ranker(arg, "nova_bert", common.MODALITIES)
+  config.ranker.model.update(
+    width=128,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=256,
+    mask_rate=0.6,
+    last_rate=0.1,
+    dropout_rate=0.2,
+  )
+  if arg.smoke:
+    config.ranker.model.update(width=16, num_layers=1, mlp_dim=32)
+  return config

@@ -1,0 +1,136 @@
+"""The stage of systems that score every item: its loss, its ranks, its negatives."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbqrec_jax import validate
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.models import item_ranker, layers
+from bbqrec_jax.trainers import ranker
+from configs import bert4rec, item_knn, sasrec
+
+I, E = 7, 3
+GROUPS = (
+  dict(  # Two micro-batches of two sequences.
+    history=np.array([[[4, 2, 6], [3, 5, -1]], [[1, -1, -1], [-1, -1, -1]]]),
+    targets=np.array([[[2, 6, 0], [5, 1, -1]], [[2, -1, -1], [-1, -1, -1]]]),
+  ),
+  dict(history=np.array([[[0, 3]]]), targets=np.array([[[3, 6]]])),
+)
+NUM_TARGETS = 8
+
+
+class Toy:
+  """Scores by a table; every sequence predicts its last target `copies` times."""
+
+  num_items, dtype = I, "float32"
+
+  def __init__(self, copies):
+    self.copies = copies
+
+  def apply(self, variables, *args, method, rngs=None):
+    table = variables["params"]
+    if method == "items":
+      return item_ranker.Items(table["vectors"], table["bias"])
+    items, history, targets = args[:3]
+    if method == "represent":
+      return item_ranker.last_item(item_ranker.rows(items.vectors, history), history)
+    last = jnp.take_along_axis(targets, jnp.maximum(jnp.sum(targets >= 0, 1) - 1, 0)[:, None], 1)
+    hidden = item_ranker.rows(items.vectors, history[:, :1])
+    repeat = lambda x: jnp.concatenate([x] * self.copies, axis=1)
+    return item_ranker.Predictions(repeat(hidden), repeat(last))
+
+
+def params():
+  rng = np.random.default_rng(0)
+  rows = layers.table_rows(I)
+  # What stands behind the items would win everything.
+  bias = np.where(np.arange(rows) < I, rng.normal(size=rows), 50.0)
+  return dict(vectors=jnp.asarray(rng.normal(size=(rows, E)), jnp.float32), bias=jnp.asarray(bias))
+
+
+def scores(history_item):
+  table = jax.tree.map(lambda x: np.asarray(x, np.float64)[:I], params())
+  return table["vectors"] @ table["vectors"][history_item] + table["bias"]
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_a_sequence_weighs_by_its_targets_however_often_it_predicts(copies):
+  loss_fn = functools.partial(ranker.loss_fn, Toy(copies), loss="softmax")
+  loss, _ = jax.jit(loss_fn)(params(), GROUPS, None, jax.random.key(0))
+  expected = 0.0
+  for first, last, length in ((4, 0, 3), (3, 1, 2), (1, 2, 1), (0, 6, 2)):
+    row = scores(first)
+    expected -= length * (row[last] - np.log(np.exp(row).sum())) / NUM_TARGETS
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_binary_loss_of_many_draws_nears_its_expectation():
+  draw = lambda key: ranker.loss_fn(Toy(1), params(), GROUPS, None, key, loss="bce")[0]
+  found = np.mean(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4_000)))
+  expected = 0.0
+  log_sigmoid = lambda x: -np.log1p(np.exp(-x))
+  for sequence, length in (([4, 2, 6, 0], 3), ([3, 5, 1], 2), ([1, 2], 1), ([0, 3, 6], 2)):
+    row = scores(sequence[0])
+    negatives = [item for item in range(I) if item not in sequence]
+    term = log_sigmoid(row[sequence[-1]]) + np.sum(log_sigmoid(-row[negatives])) / I
+    expected -= length * term / NUM_TARGETS
+  np.testing.assert_allclose(found, expected, rtol=0.03)
+
+
+def test_ranks_are_among_the_items_alone():
+  history, targets = np.array([[4, 2], [3, -1]]), np.array([6, 1])
+  table, model = params(), Toy(1)
+  items = ranker.catalogue(model, table, None)
+  found = ranker.ranks(model, (table, items, None), history, targets)
+  expected = [int(np.sum(scores(last) >= scores(last)[t])) for last, t in ((2, 6), (3, 1))]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_negatives_are_uniform_and_their_own_sequence_is_told():
+  group = dict(history=jnp.array([[4, 2], [3, -1]]), targets=jnp.array([[2, 6], [5, -1]]))
+  group = jax.tree.map(lambda x: jnp.tile(x, (2_000, 1)), group)
+  negatives, allowed = ranker.sample_negatives(jax.random.key(0), group, 3, I)
+  chex.assert_shape((negatives, allowed), (4_000, 3))
+  shares = np.bincount(np.asarray(negatives).ravel(), minlength=I) / negatives.size
+  np.testing.assert_allclose(shares, 1 / I, atol=0.015)
+  np.testing.assert_array_equal(allowed[::2], ~np.isin(negatives[::2], [4, 2, 6]))
+  np.testing.assert_array_equal(allowed[1::2], ~np.isin(negatives[1::2], [3, 5]))
+
+
+@pytest.mark.parametrize(
+  ("config", "changes", "said"),
+  [
+    (sasrec, {"ranker.loss": "hinge"}, "ranker.loss='hinge' must be one of softmax, bce"),
+    (sasrec, {"ranker.model_name": "popularity"}, "no model of this stage; it has no predictions"),
+    (sasrec, {"ranker.model_name": "sasrek"}, "did you mean 'sasrec'?"),
+    (sasrec, {"ranker.model.num_heads": 3}, "ranker.model.width=128 must be a multiple of 3 heads"),
+    (sasrec, {"ranker.model.mask_rate": 0.5}, "ranker.model has no field 'mask_rate'"),
+    (sasrec, {"ranker.model.num_items": 5}, "ranker.model has no field 'num_items'"),
+    (sasrec, {"ranker.model.dropout_rate": 1.0}, "ranker.model.dropout_rate=1.0 must be"),
+    (sasrec, {"ranker.monitor": "loss"}, "ranker.monitor='loss' must be one of recall@5"),
+    (sasrec, {"num_levels": 3}, "has no field 'num_levels'"),
+    (sasrec, {"stages": ("ranker", "counts")}, "counts is missing in the config."),
+    (bert4rec, {"ranker.model.mask_rate": 0.0}, "ranker.model.mask_rate=0.0 must be"),
+    (item_knn, {"counts.model.num_neighbours": 0}, "counts.model.num_neighbours=0 must be"),
+    (item_knn, {"counts.model_name": "sasrec"}, "no model of this stage; it has no scores"),
+    (item_knn, {"counts.model.width": 5}, "counts.model has no field 'width'"),
+    (item_knn, {"counts.batch_size": 5}, "counts has no field 'batch_size'"),
+  ],
+)
+def test_configs_that_cannot_work_are_refused(config, changes, said):
+  tree = config.get_config().to_dict()
+  validate.check_config(tree)
+  for name, value in changes.items():
+    *path, last = name.split(".")
+    section = tree
+    for key in path:
+      section = section[key]
+    section[last] = value
+  with pytest.raises(UserError, match=said):
+    validate.check_config(tree)
