@@ -91,6 +91,7 @@ _SEQUENCE_KWARGS = Section(
     num_layers=_LAYERS,
     num_heads=_HEADS,
     mlp_dim=_WIDTH,
+    init_scale=Real(0.0, above=True),
   ),
   callee=_sequence_encoder,
   given=("out_dim", "dropout_rate", "dtype", "causal", *_OF_FLAX),
