@@ -9,9 +9,7 @@ python benchmarks/memory.py --out=results/benchmarks/memory.json
 """
 
 import argparse
-import concurrent.futures
 import itertools
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -48,18 +46,11 @@ def run(args: argparse.Namespace) -> dict:
       for num_items, batch_size in itertools.product(catalogues, batch_sizes):
         case = dict(stage=stage, num_items=num_items, batch_size=batch_size)
         first, second = (
-          in_own_process(measure, **case, cache=cache, quick=args.quick) for _ in range(2)
+          workload.in_own_process(measure, **case, cache=cache, quick=args.quick) for _ in range(2)
         )
         table.append(case | second | dict(compiling_peak_mb=first["peak_mb"]))
         print(table[-1], flush=True)
   return dict(ratios={}, details=dict(feature_dims=FEATURE_DIMS, table=table))
-
-
-def in_own_process(fn: Callable, **kwargs) -> Any:
-  """What fn(**kwargs) returns in a new interpreter."""
-  spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
-    return executor.submit(fn, **kwargs).result()
 
 
 def measure(

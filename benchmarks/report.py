@@ -57,7 +57,7 @@ class Figure(NamedTuple):
 
 
 def read(folder: pathlib.Path) -> list[Figure]:
-  """Every ratio of the records in a folder, in the order of BARS.
+  """The figures of a folder's records that BARS has, in its order.
 
   Raises:
     UserError: there is no record, or one is of a --quick run.
@@ -70,15 +70,12 @@ def read(folder: pathlib.Path) -> list[Figure]:
     figures |= {name: Figure(name, value, path.name) for name, value in record["ratios"].items()}
   if not figures:
     raise UserError(f"{folder} holds no record (*.json).")
-  known = [figures[name] for name in BARS if name in figures]
-  return known + [figure for name, figure in figures.items() if name not in BARS]
+  return [figures[name] for name in BARS if name in figures]
 
 
 def verdict(figure: Figure) -> str:
-  """Whether a figure reaches its bar: "aim", "yes", "no", or "" where it has none."""
-  bar = BARS.get(figure.name)
-  if bar is None:
-    return ""
+  """Whether a figure reaches its bar: "aim", "yes" or "no"."""
+  bar = BARS[figure.name]
   reaches = lambda level: figure.value <= level if bar.lower_is_better else figure.value >= level
   return "aim" if reaches(bar.aim) else "yes" if reaches(bar.must) else "no"
 
@@ -87,13 +84,11 @@ def table(figures: Sequence[Figure], folder: str) -> str:
   """A Markdown table; `folder` is where its links point."""
   lines = ["| figure | measured | must | aim | reached |", "|---|---|---|---|---|"]
   for figure in figures:
-    bar = BARS.get(figure.name)
-    sign = "" if bar is None else "at most " if bar.lower_is_better else "at least "
-    levels = ("", "") if bar is None else (f"{sign}{bar.must:g}", f"{bar.aim:g}")
-    text = figure.name if bar is None else bar.meaning
+    bar = BARS[figure.name]
+    sign = "at most" if bar.lower_is_better else "at least"
     lines.append(
-      f"| [{text}]({folder}/{figure.record}) | {figure.value:.3g} | {levels[0]} | {levels[1]} "
-      f"| {verdict(figure)} |"
+      f"| [{bar.meaning}]({folder}/{figure.record}) | {figure.value:.3g} | {sign} {bar.must:g} "
+      f"| {bar.aim:g} | {verdict(figure)} |"
     )
   return "\n".join(lines)
 
@@ -120,17 +115,19 @@ def plot(figures: Sequence[Figure], path: pathlib.Path) -> None:
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
-  known = [figure for figure in figures if figure.name in BARS][::-1]
+  figures = figures[::-1]
   better = lambda value, level, lower: level / value if lower else value / level
-  _, axes = pyplot.subplots(figsize=(9, 0.36 * len(known) + 1.2), layout="constrained")
-  for row, figure in enumerate(known):
+  _, axes = pyplot.subplots(figsize=(9, 0.36 * len(figures) + 1.2), layout="constrained")
+  for row, figure in enumerate(figures):
     bar = BARS[figure.name]
     reached = better(figure.value, bar.must, bar.lower_is_better)
     axes.barh(row, reached - 1, left=1, color="tab:blue" if reached >= 1 else "tab:red")
     axes.plot(better(bar.aim, bar.must, bar.lower_is_better), row, "|", color="black", ms=11)
     axes.annotate(f" {figure.value:.3g}", (max(reached, 1), row), va="center", fontsize=8)
   axes.axvline(1, color="gray", lw=1)
-  axes.set_yticks(range(len(known)), [BARS[figure.name].meaning for figure in known], fontsize=8)
+  axes.set_yticks(
+    range(len(figures)), [BARS[figure.name].meaning for figure in figures], fontsize=8
+  )
   axes.set_xscale("log", base=2)
   axes.set_xlabel("times better than the least it must reach (mark: the aim); the number: measured")
   pyplot.savefig(path, dpi=130)

@@ -4,8 +4,10 @@ Speed does not depend on what a model has learnt, so codes, vectors, histories a
 random. Steps are those of the trainers: their losses, optimizer, micro-batches and jitted loop.
 """
 
+import concurrent.futures
 import functools
 import importlib
+import multiprocessing
 import pathlib
 import sys
 from collections.abc import Callable
@@ -197,3 +199,10 @@ def _steps(train_step, state, epoch, constants, num_steps: int) -> Callable[[], 
     return jax.block_until_ready(metrics)
 
   return take_steps
+
+
+def in_own_process(fn: Callable, **kwargs) -> Any:
+  """What fn(**kwargs) returns in a new interpreter."""
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
+    return executor.submit(fn, **kwargs).result()

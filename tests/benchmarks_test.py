@@ -258,9 +258,9 @@ def test_padded_and_grouped_epochs_hold_the_same_examples(load, tmp_path):
 
 def test_a_case_of_the_memory_benchmark_has_its_own_process(load, tmp_path):
   memory = load("memory")
-  assert memory.in_own_process(os.getpid) != os.getpid()
+  assert load("workload").in_own_process(os.getpid) != os.getpid()
   case = dict(stage="index_build", num_items=97, batch_size=0)
-  held = memory.in_own_process(memory.measure, **case, cache=str(tmp_path), quick=True)
+  held = load("workload").in_own_process(memory.measure, **case, cache=str(tmp_path), quick=True)
   assert 0 < held["data_mb"] <= held["peak_mb"]
 
 
