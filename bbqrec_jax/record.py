@@ -37,7 +37,7 @@ def make_record(workdir: pathlib.Path) -> dict:
     raise UserError(f"{workdir} ran no stage that recommends; only a run with one has a record.")
   try:
     record = {name: results[name] for name in ("valid", "test", "popularity", "data")}
-    if "codebook" in results:  # Not of systems that score items.
+    if "codebook" in results or "generator" in results["stages"]:  # Systems that score have none.
       record["codebook"] = results["codebook"]
     if results["data"]["name"] in PAPER:
       record["paper_test"] = PAPER[results["data"]["name"]]
