@@ -34,7 +34,7 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
   try:
     splits = ("valid", "test") if "test" in results else ()
     record = {name: results[name] for name in (*splits, "popularity", "data")}
-    if "codebook" in results:  # Not of systems that score items.
+    if "codebook" in results or "generator" in results["stages"]:  # Systems that score have none.
       record["codebook"] = results["codebook"]
     if set(config["config"]["stages"]) == {"tokenizer", "generator"}:
       reported = paper.TABLE2.get(results["data"]["name"], {}).get("BBQRec")

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import pathlib
+import signal
 
 import chex
 import jax
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from bbqrec_jax import losses, main, recommend, validate
+from bbqrec_jax import losses, main, partition, recommend, validate
 from bbqrec_jax.data import item_vectors, semantic_ids, synthetic
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import rqvae as rqvae_model
@@ -271,6 +273,35 @@ def test_a_modality_that_no_item_has_is_refused():
   config = small(tiger.get_config("smoke"), **{"rqvae.modality": "image"})
   with pytest.raises(UserError, match="no item of synthetic has a vector of it"):
     validate.check_data(config, dataset())
+
+
+@pytest.mark.slow
+def test_a_letter_that_was_stopped_ends_as_one_that_never_was(tmp_path, monkeypatch):
+  vectors = np.random.default_rng(0).normal(size=(dataset().num_items, 8)).astype(np.float32)
+  for name in ("whole", "stopped"):
+    (tmp_path / name).mkdir()
+    item_vectors.save(tmp_path / name, dataset().item_ids, vectors)
+  config = small(letter.get_config("smoke"), **{"rqvae.num_epochs": 8, "rqvae.eval_epochs": 8})
+  record, ids = train(config, tmp_path / "whole")
+  compile_chunk = partition.Partition.compile_chunk
+
+  def interrupted(self, train_chunk, state):
+    train_chunk = compile_chunk(self, train_chunk, state)
+
+    def wrapped(state, epoch, first, count, *args):
+      if int(state.step) >= 7:  # In the third epoch, between two clusterings.
+        os.kill(os.getpid(), signal.SIGINT)
+      return train_chunk(state, epoch, first, count, *args)
+
+    return wrapped
+
+  with monkeypatch.context() as patched:
+    patched.setattr(partition.Partition, "compile_chunk", interrupted)
+    with pytest.raises(Stopped):
+      train(config, tmp_path / "stopped")
+  resumed, same = train(config, tmp_path / "stopped")
+  assert resumed["earlier_seconds"] > 0 and resumed["best_valid"] == record["best_valid"]
+  chex.assert_trees_all_equal(vars(same), vars(ids))
 
 
 @pytest.mark.slow

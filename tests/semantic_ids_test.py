@@ -76,7 +76,9 @@ def test_running_numbers_may_go_beyond_the_codebook(tmp_path):
 @pytest.mark.parametrize("level", range(L + 1))
 def test_a_code_beyond_its_level_is_damage(tmp_path, level):
   ids = _numbered([0, 1, 2, 3, 4])
-  ids.codes[2, level] = N  # As many as there are codes, and more than there are items.
+  few = dict(codes=ids.codes % 3, codebooks=ids.codebooks[:, :, :3])  # Fewer codes than items.
+  ids = semantic_ids.SemanticIds(**vars(ids) | few)
+  ids.codes[2, level] = 3 if level < L else I
   semantic_ids.save(tmp_path, ids)
   with pytest.raises(UserError, match=r"holds no semantic IDs.*run the stage that made it again"):
     semantic_ids.load(tmp_path)
