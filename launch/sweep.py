@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
   """Runs the trials that are missing; returns those that failed."""
-  chosen = [s for s in _SYSTEMS if args.systems == "all" or s.name in options.names(args.systems)]
-  if not chosen:
-    raise UserError(f"--systems={args.systems}: they are {', '.join(s.name for s in _SYSTEMS)}.")
+  known = [system.name for system in _SYSTEMS]
+  names = known if args.systems == "all" else options.names(args.systems)
+  if not names or not set(names) <= set(known):
+    raise UserError(f"--systems={args.systems}: they are {', '.join(known)}, or all.")
+  chosen = [system for system in _SYSTEMS if system.name in names]
   data = runs.data_of(args.dataset, args.root)
   runs.check_changes(args.overrides, data[0], chosen)
   trials = {system.name: trials_of(system) for system in chosen}

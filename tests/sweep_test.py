@@ -113,3 +113,18 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, fake, capsys):
 def test_unequal_budgets_are_refused(sweep):
   with pytest.raises(UserError, match="they have a 2, b 3"):
     sweep.check_budget(dict(a=[{}] * 2, b=[{}] * 3, c=[]))
+
+
+@pytest.mark.parametrize(
+  ("args", "said"),
+  [
+    (["--systems=sasrec,sasrek"], "--systems=sasrec,sasrek: they are popularity,"),
+    (["--dataset=beuaty"], "data='beuaty': the data are one of"),
+    (["--overrides", "smoek"], "'smoek' fits none of sasrec"),
+  ],
+)
+def test_mistakes_are_told_in_a_sentence(sweep, tmp_path, fake, capsys, args, said):
+  assert command(sweep, tmp_path, *args) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("Error: ") and error.count("\n") == 1 and said in error
+  assert not (fake / "started.txt").exists()

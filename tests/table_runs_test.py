@@ -156,6 +156,8 @@ def test_only_ids_are_made_for_table_5(tmp_path, fake):
     (["--overrides", "ranker.epochs=3"], "'ranker.epochs=3' fits none of"),
     (["--overrides", "tiger:smoke"], "'tiger:smoke' fits none of"),
     (["--datasets=beauty", "--root=nowhere"], "nowhere/beauty/beauty.inter does not exist"),
+    (["--datasets=beuaty"], "data='beuaty': the data are one of"),
+    (["--datasets=beuaty", "--overrides", "smoke"], "data='beuaty': the data are one of"),
     (["--workdir="], "--workdir is missing"),
   ],
 )

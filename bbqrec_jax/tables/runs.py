@@ -119,9 +119,7 @@ def _knows(system: System, data: str, change: str) -> bool:
   try:
     arg = systems.arg_of(data, (*system.switches, *(() if equals else (change,))))
     config = systems.load_config(system.config, arg)
-  except ValueError:  # An unknown switch.
-    if equals:
-      raise
+  except ValueError:  # It is an unknown switch.
     return False
   if not equals:
     return True
@@ -133,11 +131,18 @@ def _knows(system: System, data: str, change: str) -> bool:
 
 
 def check_changes(changes: Sequence[str], data: str, chosen: Sequence[System]) -> None:
-  """Raises UserError for the first change that fits none of the systems."""
+  """Raises UserError for data that no config knows, or the first change that fits no system."""
+  for system in chosen:
+    try:
+      systems.load_config(system.config, systems.arg_of(data, system.switches))
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    except UserError:  # It is named when it would run.
+      continue
   for change in changes:
     fits = False
     for system in chosen:
-      with contextlib.suppress(UserError):  # A system without a config is named when it would run.
+      with contextlib.suppress(UserError):  # Of a system without a config.
         fits = fits or bool(applicable(system, data, [change]))
     if not fits:
       raise UserError(f"--overrides: {change!r} fits none of {', '.join(s.name for s in chosen)}.")
