@@ -16,6 +16,7 @@ has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is O
 import argparse
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +25,6 @@ from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.tables import figures, grids, options, records, render, runs, systems, tuning
 from bbqrec_jax.tables.experiments import EXPERIMENTS, LATENCY_BEAMS, Experiment
 from bbqrec_jax.tables.systems import SYSTEMS, System
-
-_SIGNALLED = 128  # As in main.py.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
-    return _SIGNALLED + stopped.signum
+    return stopped.status
+  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
+    print("\nStopped at once. The same command goes on.", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
   for outcome in failed:
     print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
   return 1 if failed else 0

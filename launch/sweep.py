@@ -12,6 +12,7 @@ choice, which bbqrec_jax.table then uses. The same command goes on where it was 
 
 import argparse
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,6 @@ from bbqrec_jax.tables.systems import System
 
 MONITOR = "ndcg@10"
 _SYSTEMS = (*systems.BASELINES, systems.BBQREC)
-_SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
-    return _SIGNALLED + stopped.signum
+    return stopped.status
+  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
+    print("\nStopped at once. The same command goes on.", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
   for outcome in failed:
     print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
   return 1 if failed else 0

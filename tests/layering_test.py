@@ -33,6 +33,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "metric_writer",
     "run_record",
     "progress",
+    "signals",
   ),
   ("models", "decoding"),
   ("losses", "metrics"),

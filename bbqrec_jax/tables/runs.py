@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -12,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.signals import Deferred
 from bbqrec_jax.tables import systems
 from bbqrec_jax.tables.systems import System
 
 PYTHON = (sys.executable, "-m")  # In front of a module's name.
 _POLL_SECONDS = 0.2
-_SIGNALLED = (130, 143)  # Exit status of a run that saved at SIGINT or SIGTERM.
+_SIGNALLED = (130, 143)  # Exit status of a run that SIGINT or SIGTERM has stopped.
 
 
 class Job(NamedTuple):
@@ -176,7 +176,7 @@ def execute(jobs: Sequence[Job], at_once: int | None = None) -> Iterator[Outcome
   shares = gpus if gpus and at_once > 1 else [None]
   free = [shares[n % len(shares)] for n in range(at_once)]
   waiting, running = list(jobs), []
-  with _Signals() as signals:
+  with Deferred("Stopping all runs; Ctrl-C does not wait for them.") as signals:
     try:
       while waiting or running:
         while waiting and free and not signals.signum:
@@ -252,28 +252,6 @@ class _Running:
     if self._process.poll() is None:
       self._process.kill()
       self._process.wait()
-
-
-class _Signals:
-  """Notes the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt at once."""
-
-  def __init__(self):
-    self.signum, self._previous = 0, {}
-
-  def __enter__(self):
-    for signum in (signal.SIGINT, signal.SIGTERM):
-      self._previous[signum] = signal.signal(signum, self._note)
-    return self
-
-  def __exit__(self, *exc_info):
-    for signum, handler in self._previous.items():
-      signal.signal(signum, handler)
-
-  def _note(self, signum, frame):
-    del frame
-    if self.signum and signum == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.signum = signum
 
 
 def show(outcomes: Iterator[Outcome], total: int, first: int, tell: Callable[[Outcome], str]):
