@@ -5,8 +5,10 @@ see 20 items of history, rank all items with those of the history among them, an
 validation NDCG@10 with a patience of 10 epochs. Before anything is trained, digests of all examples
 of each split are compared; they differ where a user has interactions of equal times, since RecBole
 keeps times as float32 and no order among equal ones. Sizes, dropout, learning rate and the number
-of targets in a step are the same. What an epoch of BERT4Rec is, is not: RecBole masks a fifth of
-every prefix, ours masks each sequence once.
+of targets in a step are the same. RecBole makes an example of every prefix where ours learns from
+all positions of a sequence at once, which is what most of an epoch's seconds come from; and of
+BERT4Rec an epoch is not the same, since RecBole masks a fifth of every prefix, ours each sequence
+once.
 
 `*_recall10` and `*_ndcg10` are ours / RecBole's on the test split, of one seed. `*_epoch` is
 RecBole's seconds of an epoch / ours, in rounds that alternate, each a part of an epoch on the same
