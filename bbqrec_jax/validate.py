@@ -13,7 +13,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
-from bbqrec_jax.trainers import ranker, tokenizer
+from bbqrec_jax.trainers import pretrainer, ranker, rqvae, tokenizer
 
 # Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
 _WIDTH = Whole(1, 65_536)
@@ -28,6 +28,7 @@ _DTYPE = OneOf(("float32", "bfloat16"))
 _RATE = Real(0.0, 1.0, below=True)  # Of dropout, where 1 would leave nothing.
 _SHARE = Real(0.0, 1.0)
 _WEIGHT = Real(0.0)
+_TEMPERATURE = Real(1e-6)
 
 
 def _data(config: Mapping) -> Callable:
@@ -68,16 +69,19 @@ _OPTIMIZER = Section(
   given=("num_steps", "scales"),
 )
 
-_TRAINING = dict(  # What every stage that learns by gradients has.
+_STEPS = dict(  # What every stage that learns by gradients has.
   optimizer=_OPTIMIZER,
   batch_size=_BATCH,
-  length_groups=OneOf(batches.LENGTH_GROUPS),
-  micro_batch_size=Whole(),
   num_epochs=Whole(1, 100_000),
   eval_epochs=Whole(1, 100_000),
-  eval_batch_size=_BATCH,
   patience=Whole(),
   log_steps=Whole(1),
+)
+
+_TRAINING = _STEPS | dict(  # And what those that learn from histories do.
+  length_groups=OneOf(batches.LENGTH_GROUPS),
+  micro_batch_size=Whole(),
+  eval_batch_size=_BATCH,
 )
 
 _SEQUENCE_KWARGS = Section(
@@ -116,7 +120,7 @@ _TOKENIZER = Section(
     commitment_weight=_WEIGHT,
     rec_weight=_WEIGHT,
     mim_weight=_WEIGHT,
-    temperature=Real(1e-6),
+    temperature=_TEMPERATURE,
     kmeans_iters=Whole(0, 100_000),
     revive_steps=Whole(),
     club_lr_scale=_WEIGHT,
@@ -147,6 +151,7 @@ _GENERATOR = Section(
       given=("num_levels", "codebook_size", "num_signals", *_OF_FLAX),
     ),
     inherit_codebooks=FLAG,
+    temperature=Real(1e-6),
     num_beams=Whole(1, 10_000),
     num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unseen.
     selection_users=Whole(),
@@ -155,28 +160,81 @@ _GENERATOR = Section(
   | _TRAINING
 )
 
+
+def _item_ranker(stage: str, needs: str) -> Section:
+  """The arguments of a model that scores every item."""
+  return Section(
+    dict(
+      width=_WIDTH,
+      num_layers=_LAYERS,
+      num_heads=_HEADS,
+      mlp_dim=_WIDTH,
+      hidden_dim=_WIDTH,
+      mask_rate=Real(0.0, 1.0, above=True),
+      last_rate=_SHARE,
+      num_subspaces=_WIDTH,
+      codebook_size=_CODES,
+      opq_iters=Whole(0, 100_000),
+      num_interests=_CODES,
+      temperature=_TEMPERATURE,
+      dropout_rate=_RATE,
+      dtype=_DTYPE,
+    ),
+    callee=_model(stage, needs),
+    given=("num_items", "feature_dims", "max_history", *_OF_FLAX),
+  )
+
+
 _RANKER = Section(
   dict(
     model_name=Text(),
-    model=Section(
-      dict(
-        width=_WIDTH,
-        num_layers=_LAYERS,
-        num_heads=_HEADS,
-        mlp_dim=_WIDTH,
-        hidden_dim=_WIDTH,
-        mask_rate=Real(0.0, 1.0, above=True),
-        last_rate=_SHARE,
-        dropout_rate=_RATE,
-        dtype=_DTYPE,
-      ),
-      callee=_model("ranker", needs="predictions"),
-      given=("num_items", "feature_dims", "max_history", *_OF_FLAX),
-    ),
+    model=_item_ranker(ranker.STAGE, needs="predictions"),
     loss=OneOf(ranker.LOSSES),
+    init_from=OneOf(("", pretrainer.STAGE)),
     monitor=OneOf(ranking.NAMES),
   )
   | _TRAINING
+)
+
+_PRETRAINER = Section(
+  dict(
+    model_name=Text(),
+    model=_item_ranker(pretrainer.STAGE, needs="sequence"),
+    temperature=_TEMPERATURE,
+    sequence_weight=_WEIGHT,
+    item_drop_rate=_RATE,
+    monitor=OneOf(ranking.NAMES),
+  )
+  | _TRAINING
+  | dict(micro_batch_size=OneOf((0,)))  # Negatives are those of the whole batch.
+)
+
+_RQVAE = Section(
+  dict(
+    model_name=Text(),
+    modality=OneOf(MODALITIES),
+    model=Section(
+      dict(
+        num_levels=_LEVELS,
+        codebook_size=_CODES,
+        latent_dim=_WIDTH,
+        hidden_dims=Many(_WIDTH),
+        dtype=_DTYPE,
+        init_scale=Real(0.0, above=True),
+      ),
+      callee=_model("rqvae", needs="decode"),
+      given=("num_items", "feature_dims", *_OF_FLAX),
+    ),
+    number_collisions=FLAG,
+    commitment_weight=_WEIGHT,
+    alignment_weight=_WEIGHT,
+    diversity_weight=_WEIGHT,
+    num_clusters=Whole(1, 2**20),
+    kmeans_iters=Whole(0, 100_000),
+    revive_steps=Whole(),
+    monitor=OneOf(rqvae.MONITORS),
+  )
+  | _STEPS
 )
 
 _COUNTS = Section(
@@ -193,15 +251,17 @@ _COUNTS = Section(
 # The section of every stage, which has the stage's name.
 _STAGES = dict(
   tokenizer=_TOKENIZER,
+  pretrainer=_PRETRAINER,
   ranker=_RANKER,
+  rqvae=_RQVAE,
   generator=_GENERATOR,
   counts=_COUNTS,
 )
 # Fields by which sections' own are set together, and the stages whose sections those are.
 _SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
-_SHARING = ("tokenizer", "generator")
+_SHARING = ("tokenizer", "rqvae", "generator")
 # Stages that write semantic IDs, of which a generator needs one before it.
-WRITERS_OF_IDS = ("tokenizer",)
+WRITERS_OF_IDS = ("tokenizer", "rqvae")
 
 _DATA = Section(
   dict(
@@ -270,9 +330,13 @@ def check_config(config: Mapping) -> None:
     _check_sequence(config)
   if "generator" in config:
     _check_generator(config)
-  if "ranker" in config:
-    model = config["ranker"]["model"]
-    _check_heads("ranker.model", model, _model("ranker")(config))
+  for stage in (pretrainer.STAGE, ranker.STAGE):
+    if stage in config:
+      _check_heads(f"{stage}.model", config[stage]["model"], _model(stage)(config))
+  if "ranker" in config and config["ranker"]["init_from"]:
+    _check_init_from(config)
+  if "rqvae" in config:
+    _check_rqvae(config)
 
 
 def _check_stages(stages: Sequence[str]) -> None:
@@ -282,18 +346,62 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise UserError(f"stages={tuple(stages)} must name at least one stage, and none twice.")
   if "tokenizer" in stages[1:]:
     raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
+  if "rqvae" in stages and set(stages[: stages.index("rqvae")]) & {"tokenizer", "generator"}:
+    raise UserError(
+      f"stages={tuple(stages)}: the rqvae comes before the generator and in place of the tokenizer."
+    )
+
+
+def _check_rqvae(config: Mapping) -> None:
+  """What LETTER's two terms need."""
+  own, stages = config["rqvae"], config["stages"]
+  before = stages[: stages.index("rqvae")] if "rqvae" in stages else ("ranker",)
+  codes = own["model"].get("codebook_size", _model("rqvae")(config).codebook_size)
+  clusters = own["num_clusters"]
+  if own["diversity_weight"] and codes < 2 * clusters:
+    raise UserError(
+      f"rqvae.num_clusters={clusters}: codebook_size={codes} leaves a cluster with a single code, "
+      "and rqvae.diversity_weight needs two."
+    )
+  if own["alignment_weight"] and "ranker" not in before:
+    raise UserError(
+      f"stages={tuple(stages)}: rqvae.alignment_weight={own['alignment_weight']} needs a ranker "
+      "before the rqvae, whose item vectors it reads."
+    )
+
+
+def _check_init_from(config: Mapping) -> None:
+  """The stage that the ranker starts from comes before it, and has a model of the same shapes."""
+  stages, stage = config["stages"], config["ranker"]["init_from"]
+  if stage not in stages or stages.index(stage) > stages.index(ranker.STAGE):
+    raise UserError(f"ranker.init_from={stage!r}: stages={tuple(stages)} must have it before.")
+  own, other = config["ranker"], config[stage]
+  models = [section["model"] | dict(name=section["model_name"]) for section in (own, other)]
+  keys = (models[0].keys() | models[1].keys()) - {"use_id", "dropout_rate"}
+  differ = sorted(key for key in keys if models[0].get(key) != models[1].get(key))
+  if differ:
+    raise UserError(
+      f"ranker.init_from={stage!r}: the models of both stages must be alike, but for use_id and "
+      f"dropout_rate; they differ in {', '.join(differ)}."
+    )
 
 
 def _check_generator(config: Mapping) -> None:
   own = config["generator"]
-  if own["inherit_codebooks"] and "tokenizer" in config:
-    code_dim = own["model"].get("code_dim")
-    latent_dim = config["tokenizer"]["model"].get("latent_dim")
-    if code_dim != latent_dim:
-      raise UserError(
-        f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
-        f"must be tokenizer.model.latent_dim={latent_dim}."
-      )
+  if own["inherit_codebooks"] and config.get("rqvae", {}).get("number_collisions"):
+    raise UserError(
+      "generator.inherit_codebooks=True: running numbers have no codebook; set "
+      "rqvae.number_collisions=False."
+    )
+  for writer in WRITERS_OF_IDS:
+    if own["inherit_codebooks"] and writer in config:
+      code_dim = own["model"].get("code_dim")
+      latent_dim = config[writer]["model"].get("latent_dim")
+      if code_dim != latent_dim:
+        raise UserError(
+          f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
+          f"must be {writer}.model.latent_dim={latent_dim}."
+        )
   if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
     raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
 
@@ -330,6 +438,11 @@ def check_data(config, dataset: Dataset) -> None:
     )
   if "tokenizer" in config.stages:
     _check_signals(config, dataset)
+  if "rqvae" in config.stages:
+    modality = config.rqvae.modality
+    if modality not in dataset.features:
+      raise UserError(f"rqvae.modality={modality!r}: no item of {dataset.name} has a vector of it.")
+    _warn_of_few_ids(config, dataset, 1)
 
 
 def _check_signals(config, dataset: Dataset) -> None:
@@ -342,6 +455,10 @@ def _check_signals(config, dataset: Dataset) -> None:
   num_signals = config.tokenizer.model.get("use_id", True) + len(dataset.features)
   if not num_signals:
     raise UserError("No signal is left: the id is switched off and no item has text or image.")
+  _warn_of_few_ids(config, dataset, num_signals)
+
+
+def _warn_of_few_ids(config, dataset: Dataset, num_signals: int) -> None:
   num_ids = config.codebook_size ** (config.num_levels * num_signals)
   if num_ids < 10 * dataset.num_items:
     print(

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bbqrec_jax import validate
+from bbqrec_jax import losses, validate
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.models import item_ranker, layers
 from bbqrec_jax.trainers import ranker
-from configs import bert4rec, item_knn, sasrec
+from configs import bert4rec, item_knn, missrec, sasrec, vq_rec
 
 I, E = 7, 3
 GROUPS = (
@@ -29,6 +29,7 @@ class Toy:
   """Scores by a table; every sequence predicts its last target `copies` times."""
 
   num_items, dtype = I, "float32"
+  scorer = staticmethod(lambda items: losses.PRODUCT)
 
   def __init__(self, copies):
     self.copies = copies
@@ -117,6 +118,16 @@ def test_negatives_are_uniform_and_their_own_sequence_is_told():
     (sasrec, {"num_levels": 3}, "has no field 'num_levels'"),
     (sasrec, {"stages": ("ranker", "counts")}, "counts is missing in the config."),
     (bert4rec, {"ranker.model.mask_rate": 0.0}, "ranker.model.mask_rate=0.0 must be"),
+    (vq_rec, {"ranker.model.codebook_size": 1}, "ranker.model.codebook_size=1 must be"),
+    (vq_rec, {"ranker.model.temperature": 0}, "ranker.model.temperature=0 must be"),
+    (vq_rec, {"ranker.init_from": "pretrainer"}, "must have it before"),
+    (vq_rec, {"ranker.init_from": "tokenizer"}, "ranker.init_from='tokenizer' must be one of"),
+    (missrec, {"stages": ("ranker", "pretrainer")}, "must have it before"),
+    (missrec, {"pretrainer.model.width": 64}, "they differ in width."),
+    (missrec, {"pretrainer.model.num_heads": 3}, "pretrainer.model.width=128 must be a multiple"),
+    (missrec, {"pretrainer.micro_batch_size": 8}, "pretrainer.micro_batch_size=8 must be one of 0"),
+    (missrec, {"pretrainer.item_drop_rate": 1.0}, "pretrainer.item_drop_rate=1.0 must be"),
+    (missrec, {"pretrainer.model_name": "sasrec"}, "no model of this stage; it has no sequence"),
     (item_knn, {"counts.model.num_neighbours": 0}, "counts.model.num_neighbours=0 must be"),
     (item_knn, {"counts.model_name": "sasrec"}, "no model of this stage; it has no scores"),
     (item_knn, {"counts.model.width": 5}, "counts.model has no field 'width'"),

@@ -1,12 +1,14 @@
 """What models of systems that score every item have in common; trainers/ranker.py runs them."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from bbqrec_jax import losses
 from bbqrec_jax.models import layers
 
 
@@ -36,6 +38,26 @@ class ItemRanker(nn.Module):
   feature_dims: Mapping[str, int]  # modality -> F, of the modalities that the data have.
   max_history: int  # T at most.
 
+  # Whether every position of a sequence is an example's target, or each prefix is an example.
+  every_target: ClassVar[bool] = True
+
+  @nn.nowrap
+  def prepare(self, inputs: Mapping[str, Any], key: jax.Array) -> dict[str, np.ndarray]:
+    """What the model reads of the catalogue and does not learn: further entries of `inputs`.
+
+    Computed once, before any parameter is there, and kept with the run.
+
+    Args:
+      inputs: NumPy arrays.
+      key: PRNG key, the same for all stages of a run.
+    """
+    return {}
+
+  @nn.nowrap
+  def scorer(self, items: Items) -> losses.Scorer:
+    """How hidden states are scored against items()."""
+    return losses.PRODUCT
+
   def items(self, inputs: Mapping[str, Any]) -> Items:
     """The catalogue, computed once a step, or once an evaluation."""
     raise NotImplementedError
@@ -53,7 +75,8 @@ class ItemRanker(nn.Module):
     Args:
       items: of items().
       history: [R, T] int32, oldest first, -1 behind the end.
-      targets: [R, T] int32, the item after each; -1 where the history is.
+      targets: [R, T] int32, the item after each; -1 where the history is. [R, 1], the item after
+        the last, unless every_target.
       deterministic: whether dropout is off; if not, apply() needs the "dropout" key. The "mask" key
         is there for models that corrupt what they read.
     """
@@ -88,6 +111,24 @@ class LeftToRight(ItemRanker):
 
   def represent(self, items, history, inputs):
     return last_item(self.hidden(items, history, inputs, True), history)
+
+
+class OneTarget(ItemRanker):
+  """Learns the item after a whole history; subclasses define items(), sequence()."""
+
+  every_target: ClassVar[bool] = False
+
+  def sequence(
+    self, items: Items, history: jax.Array, inputs: Mapping[str, Any], deterministic: bool
+  ) -> jax.Array:
+    """[R, E] float32, of all of each history [R, T]."""
+    raise NotImplementedError
+
+  def predictions(self, items, history, targets, inputs, deterministic):
+    return Predictions(self.sequence(items, history, inputs, deterministic)[:, None], targets)
+
+  def represent(self, items, history, inputs):
+    return self.sequence(items, history, inputs, True)
 
 
 def rows(vectors: jax.Array, items: jax.Array) -> jax.Array:

@@ -124,20 +124,20 @@ def kmeans_init(
       points += 1e-3 * jnp.std(points) * jax.random.normal(noise_key, points.shape)
 
     def level(residual, level_key):
-      centers = _kmeans(level_key, residual, codebook_size, num_iters)
+      centers = kmeans(level_key, residual, codebook_size, num_iters)
       return residual - centers[nearest(residual, centers)], centers
 
     return jax.lax.scan(level, points, jax.random.split(key, num_levels))[1]
 
-  return jax.vmap(fit)(jax.random.split(key, groups), _group(z, groups))
+  # One group after the other: each compares all its points with all its centers.
+  return jax.lax.map(lambda group: fit(*group), (jax.random.split(key, groups), _group(z, groups)))
 
 
-def _kmeans(key: jax.Array, points: jax.Array, num_clusters: int, num_iters: int) -> jax.Array:
+def kmeans(key: jax.Array, points: jax.Array, num_clusters: int, num_iters: int) -> jax.Array:
   """Lloyd's algorithm: centers [N, D] of points [R, D].
 
   Seeded by k-means++ (Arthur and Vassilvitskii 2007), so that equal points, such as the latents
-  of items without an image, do not take many centers. A cluster that has lost its points
-  restarts at a random one.
+  of items without an image, do not take many centers.
   """
   first_key, seed_key, empty_key = jax.random.split(key, 3)
 
@@ -147,17 +147,25 @@ def _kmeans(key: jax.Array, points: jax.Array, num_clusters: int, num_iters: int
     chosen = points[jax.random.categorical(key, jnp.log(distances))]
     return (distances, chosen), center
 
-  def lloyd(centers, key):
-    codes = nearest(points, centers)
-    counts = jax.ops.segment_sum(jnp.ones_like(points[:, 0]), codes, num_clusters)[:, None]
-    sums = jax.ops.segment_sum(points, codes, num_clusters)
-    others = points[jax.random.randint(key, (num_clusters,), 0, len(points))]
-    return jnp.where(counts > 0, sums / jnp.maximum(counts, 1.0), others), None
-
   start = points[jax.random.randint(first_key, (), 0, len(points))]
   far = jnp.full(len(points), jnp.inf)
   _, centers = jax.lax.scan(seed, (far, start), jax.random.split(seed_key, num_clusters))
-  return jax.lax.scan(lloyd, centers, jax.random.split(empty_key, num_iters))[0]
+  improve = lambda centers, key: (lloyd(key, points, centers), None)
+  return jax.lax.scan(improve, centers, jax.random.split(empty_key, num_iters))[0]
+
+
+def lloyd(key: jax.Array, points: jax.Array, centers: jax.Array) -> jax.Array:
+  """One iteration of Lloyd's algorithm: centers [N, D], better ones for points [R, D].
+
+  The sum of the squared distances to the nearest center does not grow. A center that has lost its
+  points restarts at a random one.
+  """
+  num_clusters = len(centers)
+  codes = nearest(points, centers)
+  counts = jax.ops.segment_sum(jnp.ones_like(points[:, 0]), codes, num_clusters)[:, None]
+  sums = jax.ops.segment_sum(points, codes, num_clusters)
+  others = points[jax.random.randint(key, (num_clusters,), 0, len(points))]
+  return jnp.where(counts > 0, sums / jnp.maximum(counts, 1.0), others)
 
 
 def update_idle(idle: jax.Array, codes: jax.Array, weights: jax.Array) -> jax.Array:

@@ -9,15 +9,21 @@ feature_dims=, max_history=, **ranker.model)` with
   every position; masked ones corrupt the same sequences here, by the "mask" key;
 * represent(items, history, inputs) -> [B, E]: what the next item is scored by.
 
-A score is hidden . vector + bias. Sequences are data/batches.windows(): every position but a user's
-first is a target once an epoch. The loss is a mean over targets; where a model predicts another
-number of them than a sequence has, the sequence keeps its weight. Evaluation, selection and
-stopping are those of every stage, over the whole catalogue.
+A score is hidden . vector + bias, unless the model's scorer() says otherwise. Sequences are
+data/batches.windows(), or prefixes() for a model that predicts one item of each: every position but
+a user's first is a target once an epoch. What a model prepares, such as codes that it does not
+learn, stands in <stage>_prepared.npz. With ranker.init_from, parameters start from those that an
+earlier stage of the run, trainers/pretrainer.py, found best. The loss is a mean over targets; where
+a model predicts another number of them than a sequence has, the sequence keeps its weight.
+Evaluation, selection and stopping are those of every stage, over the whole catalogue.
 """
 
 import functools
+import os
 import pathlib
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +41,7 @@ from bbqrec_jax import (
   train_state,
 )
 from bbqrec_jax import partition as partition_lib
-from bbqrec_jax.data import batches, item_vectors, scaling
+from bbqrec_jax.data import batches, item_vectors, npz, scaling
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
@@ -45,11 +51,24 @@ STAGE = "ranker"
 LOSSES = ("softmax", "bce")
 
 
-def make_model(config, *, num_items: int, feature_dims: dict[str, int], max_history: int):
-  """The model of a config's `ranker` section, for these inputs."""
-  module = plugins.load("models", config.model_name, "ranker.model_name")
+class Trained(NamedTuple):
+  """What fit() leaves behind."""
+
+  fitted: loop.Fitted
+  make_evaluator: Callable  # split= -> ranking.Evaluator.
+  ranks_by: Callable  # params -> a rank_fn for it.
+  make_items: Callable  # params -> the model's Items, of I' rows.
+
+
+def make_model(stage: str, config, dataset: Dataset):
+  """The model of a config's section of this stage, for these data."""
+  section = config[stage]
+  module = plugins.load("models", section.model_name, f"{stage}.model_name")
   return module.Model(
-    num_items=num_items, feature_dims=feature_dims, max_history=max_history, **config.model
+    num_items=dataset.num_items,
+    feature_dims={name: f.values.shape[1] for name, f in dataset.features.items()},
+    max_history=config.max_history,
+    **section.model,
   )
 
 
@@ -65,43 +84,70 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   """Runs the stage, or goes on with it; returns its record, JSON-able."""
   started = time.perf_counter()
   section = config.ranker
-  inputs = make_inputs(dataset)
-  model = make_model(
-    section,
-    num_items=dataset.num_items,
-    feature_dims={name: x.shape[1] for name, x in inputs["features"].items()},
-    max_history=config.max_history,
+  make_loss = functools.partial(functools.partial, loss_fn, loss=section.loss)
+  trained = fit(
+    STAGE, config, dataset, workdir, writer, make_loss=make_loss, init_from=section.init_from
   )
+  params = trained.fitted.params
+  results, found = ranking.evaluate_splits(trained.make_evaluator, trained.ranks_by(params))
+  vectors = partition_lib.fetch(trained.make_items(params).vectors)[: dataset.num_items]
+  if partition_lib.is_main():
+    ranking.save_ranks(workdir, dataset.user_ids, found)
+    item_vectors.save(workdir, dataset.item_ids, vectors.reshape(dataset.num_items, -1))
+  return record(trained, started) | results
+
+
+def fit(
+  stage: str,
+  config,
+  dataset: Dataset,
+  workdir: pathlib.Path,
+  writer: MetricWriter,
+  *,
+  make_loss: Callable,
+  init_from: str = "",
+) -> Trained:
+  """Trains the model of a stage's section, selected by its ranking of the validation items.
+
+  Args:
+    make_loss: (model, axis_name=) -> a loss for train_state.make_train_step().
+    init_from: a stage of this workdir, whose best parameters replace random ones of their names.
+  """
+  section = config[stage]
+  model = make_model(stage, config, dataset)
+  inputs = make_inputs(dataset)
+  inputs |= _prepared(model, inputs, workdir / f"{stage}_prepared.npz", config.seed)
   partition = partition_lib.Partition(**config.parallel)
   inputs = partition.place_tables(inputs)
+  examples = batches.windows if model.every_target else batches.prefixes
   data = batches.Batches(
     dataset.items,
-    *batches.windows(dataset, config.max_history),
+    *examples(dataset, config.max_history),
     batch_size=section.batch_size,
     lengths=batches.group_lengths(config.max_history, section.length_groups),
     seed=config.seed,
-    every_target=True,
+    every_target=model.every_target,
     micro_batch_size=section.micro_batch_size,
     row_multiple=partition.row_multiple,
     share=partition.share,
   )
-  params = partition.init(
-    functools.partial(init_params, model),
-    partition.replicate(jax.random.key(config.seed)),
-    inputs,
-  )
+  params_key = partition.replicate(jax.random.key(config.seed))
+  params = partition.init(functools.partial(init_params, model), params_key, inputs)
+  if init_from:
+    other = make_model(init_from, config, dataset)
+    shapes = jax.eval_shape(functools.partial(init_params, other), params_key, inputs)
+    params |= _best_params(workdir, init_from, shapes, partition)
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)
   axis_name = partition.axis_name
   train_step = train_state.make_train_step(
-    functools.partial(loss_fn, model, loss=section.loss, axis_name=axis_name),
-    tx,
-    axis_name=axis_name,
+    make_loss(model, axis_name=axis_name), tx, axis_name=axis_name
   )
   state = partition.init(lambda params: train_state.create(params, tx), params)
   train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   make_items = jax.jit(functools.partial(catalogue, model))
   rank_fn = ranking.make_rank_fn(functools.partial(ranks, model), partition)
+
   make_evaluator = functools.partial(
     ranking.Evaluator,
     dataset,
@@ -114,12 +160,12 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     return functools.partial(rank_fn, (params, make_items(params, inputs), inputs))
 
   selection = make_evaluator(split="valid")
-  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
+  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
     fitted = loop.fit(
       state,
       partition.compile_chunk(train_chunk, state),
       lambda epoch: partition.place_epoch(data.epoch(epoch)),
-      stage=STAGE,
+      stage=stage,
       constants=inputs,
       # What a step draws is a few words; the RBG generator's compile faster than threefry's.
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
@@ -136,21 +182,37 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       workdir=workdir,
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
+  return Trained(fitted, make_evaluator, ranks_by, lambda params: make_items(params, inputs))
 
-  results, found = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
-  vectors = partition_lib.fetch(make_items(fitted.params, inputs).vectors)
-  if partition_lib.is_main():
-    ranking.save_ranks(workdir, dataset.user_ids, found)
-    item_vectors.save(workdir, dataset.item_ids, vectors[: dataset.num_items])
-  return (
-    fitted.summary
-    | results
-    | dict(
-      num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
-      seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
-      peak_memory_mb=run_record.peak_memory_mb(),
-    )
+
+def record(trained: Trained, started: float) -> dict[str, Any]:
+  """What the record of a stage that was started then holds, beside its metrics."""
+  summary = trained.fitted.summary
+  return summary | dict(
+    num_params=sum(x.size for x in jax.tree.leaves(trained.fitted.params)),
+    seconds=summary["earlier_seconds"] + time.perf_counter() - started,
+    peak_memory_mb=run_record.peak_memory_mb(),
   )
+
+
+def _prepared(model, inputs, path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
+  """What the model prepares: read where it was, since another device could round otherwise."""
+  if path.exists():
+    return npz.read(path, (), "remove the workdir and run again")
+  arrays = model.prepare(inputs, jax.random.fold_in(jax.random.key(seed), 1))
+  if arrays and partition_lib.is_main():
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, path)
+  return arrays
+
+
+def _best_params(workdir: pathlib.Path, stage: str, shapes, partition):
+  """The parameters that another stage found best."""
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  template = jax.tree.map(place, shapes, partition.shardings(shapes))
+  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
+    return checkpointer.restore_best(dict(params=template)).state["params"]
 
 
 def init_params(model, key, inputs):
@@ -172,7 +234,8 @@ def ranks(model, context, history, targets):
   """Ranks [B] of targets [B] among all items, for histories [B, T]."""
   params, items, inputs = context
   h = model.apply({"params": params}, items, history, inputs, method="represent")
-  scores = losses.score_items(h, items.vectors, items.bias, jax.lax.Precision.HIGHEST)
+  scorer = model.scorer(items)
+  scores = scorer.items(h, items.vectors, items.bias, jax.lax.Precision.HIGHEST)
   return metrics.ranks_from_scores(scores, targets)
 
 
@@ -180,12 +243,12 @@ def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | No
   """The loss of a batch: a mean over its targets.
 
   Args:
-    batch: a step of what Batches.epoch() gives, with every_target.
+    batch: a step of what Batches.epoch() gives, with the model's every_target.
     loss: one of LOSSES.
     axis_name: as in losses.py.
   """
   items = catalogue(model, params, inputs)
-  vectors = items.vectors.astype(model.dtype)
+  vectors, scorer = items.vectors.astype(model.dtype), model.scorer(items)
   num_targets = sum(jnp.sum(group["targets"] >= 0) for group in batch)
   num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
 
@@ -201,10 +264,17 @@ def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | No
     targets = jnp.maximum(predicted.targets, 0).reshape(-1)
     h = predicted.hidden.astype(model.dtype).reshape(len(targets), -1)
     if loss == "softmax":
-      return losses.softmax_loss(h, vectors, items.bias, targets, weights)
+      return losses.softmax_loss(h, vectors, items.bias, targets, weights, scorer)
     negatives, allowed = sample_negatives(negative_key, group, counts.shape[1], model.num_items)
     return losses.bce_loss(
-      h, vectors, items.bias, targets, negatives.reshape(-1), weights, weights * allowed.reshape(-1)
+      h,
+      vectors,
+      items.bias,
+      targets,
+      negatives.reshape(-1),
+      weights,
+      weights * allowed.reshape(-1),
+      scorer,
     )
 
   total = losses.total(train_state.sum_micro_batches(part, batch, key), axis_name)

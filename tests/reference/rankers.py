@@ -33,19 +33,23 @@ def softmax(x):
   return e / e.sum()
 
 
-def attention(query, value, params, causal):
-  """Query and value [n, E]: keys are of the query's rows. One head and one position at a time."""
+def attention(query, value, params, causal=False, key=None):
+  """Query [q, E], value [n, E]; keys are of key [n, E], or else of the query's rows, n = q then.
+
+  One head and one position at a time.
+  """
+  key = query if key is None else key
   _, num_heads, head_dim = params["query"]["kernel"].shape
-  mixed = np.zeros((len(value), num_heads, head_dim))
+  mixed = np.zeros((len(query), num_heads, head_dim))
   for head in range(num_heads):
     queries = _project(query, params["query"], head)
-    keys, values = _project(query, params["key"], head), _project(value, params["value"], head)
-    for t in range(len(value)):
+    keys, values = _project(key, params["key"], head), _project(value, params["value"], head)
+    for t in range(len(query)):
       last = t + 1 if causal else len(value)
       scores = np.array([queries[t] @ keys[s] for s in range(last)]) / math.sqrt(head_dim)
       mixed[t, head] = softmax(scores) @ values[:last]
   flat = _weights(params, "out", "kernel").reshape(num_heads * head_dim, -1)
-  return mixed.reshape(len(value), -1) @ flat + _weights(params, "out", "bias")
+  return mixed.reshape(len(query), -1) @ flat + _weights(params, "out", "bias")
 
 
 def _project(x, params, head):
@@ -61,6 +65,16 @@ def transformer(params, v, causal=True, side=0.0):
     y = gelu(dense(norm(x, params[f"mlp_norm_{layer}"]), params[f"mlp_in_{layer}"]))
     x = x + dense(y, params[f"mlp_out_{layer}"])
   return norm(x, params["out_norm"])
+
+
+def missrec_block(params, x, context=None):
+  """Block of models/missrec.py: x [n, E], context [m, E] -> [n, E]."""
+  x = norm(x + attention(x, x, params["self_attention"]), params["self_norm"])
+  if context is not None:
+    y = attention(x, context, params["context_attention"], key=context)
+    x = norm(x + y, params["context_norm"])
+  y = dense(gelu(dense(x, params["mlp_in"])), params["mlp_out"])
+  return norm(x + y, params["mlp_norm"])
 
 
 def gru(cell, x):
