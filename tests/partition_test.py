@@ -166,7 +166,7 @@ def test_a_step_of_ten_million_items_holds_no_table_whole(stage, monkeypatch):
   monkeypatch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
   scale = importlib.import_module("scale")
   num_items, model = 10_000_000, 4
-  compiled, table_bytes = scale.STAGES[stage](num_items, model)
+  compiled, table_bytes, _ = scale.STAGES[stage](num_items, model)
   width = dict(tokenizer=max(scale.FEATURE_DIMS.values()), generator=3 * 128)[stage]
   assert scale.largest_array(compiled) == num_items // model * width  # A device's share of one.
   memory = compiled.memory_analysis()
