@@ -17,5 +17,5 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one():
 
 
 def test_a_name_like_no_other_lists_what_there_is():
-  with pytest.raises(UserError, match="generator, .*tokenizer"):
+  with pytest.raises(UserError, match=r"generator, .*tokenizer"):
     plugins.load("trainers", "xyz", "stages")

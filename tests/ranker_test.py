@@ -115,7 +115,7 @@ def test_what_a_model_prepares_is_computed_once(tmp_path):
   for _ in range(2):
     np.testing.assert_array_equal(ranker.prepared(Model(), {}, path, seed=3)["codes"], [1, 1])
   path.write_bytes(path.read_bytes()[:40])
-  with pytest.raises(UserError, match="ranker_prepared.npz cannot be read .*remove the workdir"):
+  with pytest.raises(UserError, match=r"ranker_prepared\.npz cannot be read .*remove the workdir"):
     ranker.prepared(Model(), {}, path, seed=3)
   assert len(drawn) == 1
   ranker.prepared(Model(), {}, tmp_path / "pretrainer_prepared.npz", seed=3)
