@@ -13,4 +13,5 @@ class Stopped(Exception):
 
   def __init__(self, message: str, signum: int):
     super().__init__(message)
-    self.signum = signum  # Of the signal; the exit status is 128 more.
+    self.signum = signum
+    self.status = 128 + signum  # The command's exit status, as a shell has it.

@@ -2,12 +2,9 @@
 
 import math
 import pathlib
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +14,7 @@ from bbqrec_jax.checkpoint import Checkpointer
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.progress import Progress
+from bbqrec_jax.signals import Deferred
 from bbqrec_jax.train_state import TrainState
 
 MAX_CHUNK_STEPS = 64  # Steps of one call; more would save nothing.
@@ -96,7 +94,7 @@ def fit(
 
   try:
     with (
-      _DeferredSignals() as signals,
+      Deferred("Stopping after this step; Ctrl-C stops at once.") as signals,
       Progress(num_steps, initial=step, label=stage) as shown,
       diagnostics.Profiler(profile_steps, workdir / "profile" / stage) as profiler,
     ):
@@ -296,31 +294,3 @@ class _Pace:
       self.steps = min(2 * self.steps, self._max_steps)
     elif seconds > 2 * _CHUNK_SECONDS:
       self.steps = max(self.steps // 2, 1)
-
-
-class _DeferredSignals:
-  """Notes the first Ctrl-C or SIGTERM; a second Ctrl-C raises KeyboardInterrupt at once.
-
-  A context manager; does nothing in other threads than the main one, which get no signals.
-  """
-
-  def __init__(self):
-    self.signum = 0  # Of the signal that came, if one has.
-    self._previous = {}
-
-  def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      for signum in (signal.SIGINT, signal.SIGTERM):
-        self._previous[signum] = signal.signal(signum, self._on_signal)
-    return self
-
-  def __exit__(self, *exc_info) -> None:
-    for signum, handler in self._previous.items():
-      signal.signal(signum, handler)
-
-  def _on_signal(self, signum: int, frame) -> None:
-    del frame
-    if self.signum and signum == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.signum = signum
-    print("\nStopping after this step; Ctrl-C stops at once.", file=sys.stderr, flush=True)

@@ -114,7 +114,60 @@ def info_nce(
   return jnp.sum(weights * losses)
 
 
-def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) -> jax.Array:
+def alignment_loss(q: jax.Array, collaborative: jax.Array, weights: jax.Array) -> jax.Array:
+  """LETTER's collaborative regularisation: Wang et al. 2024 (arXiv:2405.07314), L_CF.
+
+  Every item has to find its own collaborative vector among those of the batch's other items, by
+  inner product. Like theirs, it knows no temperature: the vectors' scale is part of it.
+
+  Args:
+    q: [P, D] float32, quantized latents of the batch's items, all of them distinct.
+    collaborative: [P, D] float32, the vectors that a sequential recommender has learned for them.
+    weights: [P] float32, 1.0 for an item and 0.0 for a padding row, which is no negative either.
+
+  Returns:
+    [] float32, nats; mean over items.
+  """
+  scores = jnp.einsum("pd,nd->pn", q, collaborative, precision=jax.lax.Precision.HIGHEST)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    scores, jnp.arange(len(q)), where=((weights > 0)[None, :] | jnp.eye(len(q), dtype=bool))
+  )
+  return weighted_mean(losses, weights)
+
+
+def diversity_loss(
+  embeds: jax.Array,
+  codes: jax.Array,
+  codebooks: jax.Array,
+  positives: jax.Array,
+  weights: jax.Array,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """LETTER's diversity regularisation: Wang et al. 2024 (arXiv:2405.07314), L_Div.
+
+  The code vector that an item has chosen is drawn to one of its own cluster, and away from all the
+  others of its codebook, by inner product; with itself it is not compared. The gradient reaches
+  both sides, which are code vectors. The mean over levels is that of their program.
+
+  Args:
+    embeds: [B, L, D] float32, the code vectors that items have chosen.
+    codes: [B, L] int32 in [0, N), which ones these are.
+    codebooks: [L, N, D] float32.
+    positives: [B, L] int32 in [0, N), for each code another one of its cluster.
+    weights: [B] float32, 1.0 for an item and 0.0 for a padding row.
+
+  Returns:
+    [] float32, nats; mean over levels and items.
+  """
+  scores = jnp.einsum("bld,lnd->bln", embeds, codebooks, precision=jax.lax.Precision.HIGHEST)
+  others = jnp.arange(codebooks.shape[1])[None, None, :] != codes[:, :, None]  # [B, L, N]
+  losses = optax.softmax_cross_entropy_with_integer_labels(scores, positives, where=others)
+  return weighted_mean(jnp.mean(losses, axis=1), weights, axis_name)
+
+
+def semantic_id_loss(
+  logits: jax.Array, codes: jax.Array, weights: jax.Array, temperature: float = 1.0
+) -> jax.Array:
   """Cross-entropy of items' semantic IDs: BBQRec Eq. (1).
 
   A token's probability is the product of its signals' codes', so the log-likelihoods add up.
@@ -124,11 +177,15 @@ def semantic_id_loss(logits: jax.Array, codes: jax.Array, weights: jax.Array) ->
     codes: [..., L, M] int32 in [0, N), the right ones; any of them where the weight is 0.
     weights: [...] float32, of each example in the sum: 1 over their number makes it a mean, also
       where a batch's parts are added up.
+    temperature: tau, by which the logits are divided. Below 1 it makes the codes that come close
+      to the right one weigh more: the ranking-guided generation loss of LETTER, Wang et al. 2024
+      (arXiv:2405.07314).
 
   Returns:
     [] float32, nats an item; sum over L and M, weighted sum over examples.
   """
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), codes)
+  scaled = logits.astype(jnp.float32) / temperature
+  losses = optax.softmax_cross_entropy_with_integer_labels(scaled, codes)
   return jnp.sum(weights * jnp.sum(losses, axis=(-2, -1)))
 
 

@@ -42,6 +42,7 @@ RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
 _OF_STAGE = dict(
   tokenizer=("codebook",),
+  rqvae=("codebook",),
   generator=("valid", "test"),
   ranker=("valid", "test"),
   counts=("valid", "test"),
@@ -189,7 +190,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
     os._exit(1)  # An orderly end would wait for the process that is gone.
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
-    return _SIGNALLED + stopped.signum
+    return stopped.status
   except KeyboardInterrupt:
     print(_NOTHING_LOST, file=sys.stderr)
     return _SIGNALLED + signal.SIGINT

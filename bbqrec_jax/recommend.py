@@ -25,6 +25,8 @@ from bbqrec_jax.decoding import trie as trie_lib
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.rules import Whole
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import item_codes
+from bbqrec_jax.trainers import rqvae as rqvae_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 _BATCH_SIZES = (1, 8, 64)  # Histories are padded up to one of these: few programs to compile.
@@ -57,8 +59,11 @@ class Recommender:
     self._set_catalogue(ids)
 
   @classmethod
-  def load(cls, workdir: str | os.PathLike) -> "Recommender":
+  def load(cls, workdir: str | os.PathLike, num_beams: int = 0) -> "Recommender":
     """Loads the selected parameters of a finished run.
+
+    Args:
+      num_beams: W of the beam search; 0 for the run's own.
 
     Raises UserError if the workdir does not hold one, or a damaged one.
     """
@@ -71,6 +76,8 @@ class Recommender:
     stored = run_record.read_json(path, ("config",))["config"]
     ids = semantic_ids.load(workdir)
     try:
+      if num_beams:
+        stored["generator"]["num_beams"] = num_beams
       config = config_dict.FrozenConfigDict(stored)
       if not Whole(1).allows(config.generator.num_beams):
         raise ValueError(f"generator.num_beams={config.generator.num_beams!r}")
@@ -97,6 +104,11 @@ class Recommender:
   def item_ids(self) -> np.ndarray:
     """[I] str, everything that can be recommended."""
     return self._ids.item_ids
+
+  @property
+  def max_history(self) -> int:
+    """T: of a longer history, the latest items are used."""
+    return self._config.max_history
 
   @property
   def codes(self) -> np.ndarray:
@@ -178,7 +190,8 @@ class Recommender:
       [n, L, M] int32 semantic IDs.
 
     Raises:
-      UserError: an id is known already, or features are missing or of a wrong shape.
+      UserError: an id is known already, features are missing or of a wrong shape, or there is no
+        running number left for the items of one semantic ID.
     """
     item_ids = [str(item) for item in item_ids]
     known = [item for item in item_ids if item in self._index]
@@ -190,6 +203,14 @@ class Recommender:
     features, present = self._new_features(len(item_ids), dict(text=text, image=image))
     codes, vectors = self._encode_new(len(item_ids), features, present)
     ids = self._ids
+    if ids.has_numbers:
+      numbers = semantic_ids.running_numbers(codes, ids.codes[:, :-1])
+      if len(numbers) and numbers.max() >= self._model.codebook_size:
+        raise UserError(
+          f"{numbers.max() + 1} items would share one semantic ID, and this run's generator tells "
+          f"{self._model.codebook_size} apart; train again with all of them."
+        )
+      codes = np.concatenate([codes, numbers[:, None, None]], axis=1)
     self._set_catalogue(
       semantic_ids.SemanticIds(
         codes=np.concatenate([ids.codes, codes]),
@@ -262,14 +283,15 @@ class Recommender:
     """(model, parameters, scalings) of stage one, read when they are first needed."""
     if self._tokenizer is None:
       modalities = [m for m in MODALITIES if m in self._ids.signals]
-      scalings = scaling.load(self._workdir / tokenizer_trainer.SCALING_FILE, modalities)
-      model = tokenizer_trainer.make_model(
-        self._config.tokenizer,
+      scalings = scaling.load(self._workdir, modalities)
+      trainer = rqvae_trainer if rqvae_trainer.STAGE in self._config else tokenizer_trainer
+      model = trainer.make_model(
+        self._config[trainer.STAGE],
         num_items=self._num_trained,
         feature_dims={name: len(s.mean) for name, s in scalings.items()},
       )
-      template = jax.eval_shape(lambda: tokenizer_trainer.init_params(model, jax.random.key(0)))
-      params = _restore_params(self._workdir, tokenizer_trainer.STAGE, template)
+      template = jax.eval_shape(lambda: item_codes.init_params(model, jax.random.key(0)))
+      params = _restore_params(self._workdir, trainer.STAGE, template)
       self._tokenizer = model, params, scalings
     return self._tokenizer
 
@@ -302,8 +324,8 @@ class Recommender:
     variables = {"params": params}
     items = jnp.full((num_items,), -1, jnp.int32)
     features = {name: jnp.asarray(x, jnp.float32) for name, x in features.items()}
-    id_latents = None
-    if model.use_id:
+    id_latents = ()
+    if "id" in model.signals:
       dim = model.latent_dim
       blank = jnp.zeros((num_items, dim), jnp.float32)
       latents = model.apply(variables, items, features, present, blank, method="encode")
@@ -312,8 +334,8 @@ class Recommender:
       catalogue = jnp.asarray(self._ids.vectors[: self._num_trained, dim:])
       cosine = jnp.einsum("ne,ie->ni", losses.unit(others), losses.unit(catalogue))
       _, nearest = jax.lax.top_k(cosine, min(_NEIGHBOURS, self._num_trained))
-      id_latents = jnp.mean(losses.unit(params["id_embedding"])[nearest], axis=1)
-    latents = model.apply(variables, items, features, present, id_latents, method="encode")
+      id_latents = (jnp.mean(losses.unit(params["id_embedding"])[nearest], axis=1),)
+    latents = model.apply(variables, items, features, present, *id_latents, method="encode")
     codes = model.apply(variables, latents, method="tokenize").codes
     return np.asarray(codes), np.asarray(model.apply(variables, codes, method="lookup"))
 

@@ -12,18 +12,14 @@ from collections.abc import Sequence
 
 from bbqrec_jax import run_record
 from bbqrec_jax.errors import UserError
-
-# BBQRec, Table 2 (arXiv:2504.06636).
-PAPER = {
-  "beauty": {"recall@5": 0.0815, "recall@10": 0.1147, "ndcg@5": 0.0576, "ndcg@10": 0.0683},
-  "sports": {"recall@5": 0.0501, "recall@10": 0.0721, "ndcg@5": 0.0344, "ndcg@10": 0.0415},
-  "clothing": {"recall@5": 0.0402, "recall@10": 0.0589, "ndcg@5": 0.0272, "ndcg@10": 0.0336},
-  "toys": {"recall@5": 0.0968, "recall@10": 0.1299, "ndcg@5": 0.0693, "ndcg@10": 0.0800},
-}
+from bbqrec_jax.tables import paper
 
 
-def make_record(workdir: pathlib.Path) -> dict:
+def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
   """Everything that a number of this run has to carry, JSON-able.
+
+  Args:
+    needs_test: False lets a run pass that recommends nothing: one that only makes semantic IDs.
 
   Raises UserError if the run is not finished.
   """
@@ -33,14 +29,18 @@ def make_record(workdir: pathlib.Path) -> dict:
       raise UserError(f"{path} does not exist; finish the run first.")
   config = run_record.read_json(files[0], ("config", "provenance"))
   results = run_record.read_json(files[1])
-  if "test" not in results:
+  if needs_test and "test" not in results:
     raise UserError(f"{workdir} ran no stage that recommends; only a run with one has a record.")
   try:
-    record = {name: results[name] for name in ("valid", "test", "popularity", "data")}
-    if "codebook" in results:  # Not of systems that score items.
+    splits = ("valid", "test") if "test" in results else ()
+    record = {name: results[name] for name in (*splits, "popularity", "data")}
+    if "codebook" in results or "generator" in results["stages"]:  # Systems that score have none.
       record["codebook"] = results["codebook"]
-    if results["data"]["name"] in PAPER:
-      record["paper_test"] = PAPER[results["data"]["name"]]
+    if set(config["config"]["stages"]) == {"tokenizer", "generator"}:
+      reported = paper.TABLE2.get(results["data"]["name"], {}).get("BBQRec")
+      if reported is not None:
+        names = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+        record["paper_test"] = dict(zip(names, reported))
     # The command and commit that the run was started with, not those of a later resumption.
     record["provenance"] = config["provenance"]
     record["finished"] = results["provenance"]["date"]

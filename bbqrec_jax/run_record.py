@@ -174,7 +174,10 @@ def _command() -> str:
 
 
 def _git_state() -> dict[str, str | bool | None]:
-  """The checkout's commit, and whether it has changes; both None where that cannot be told."""
+  """The checkout's commit, and whether it has changes; both None where that cannot be told.
+
+  results/ does not count: runs write their records there, which change no later run.
+  """
 
   def git(*args: str) -> str:
     command = ["git", "-C", str(pathlib.Path(__file__).parent), *args]
@@ -183,6 +186,7 @@ def _git_state() -> dict[str, str | bool | None]:
   try:
     # An installed copy can lie inside some other repository; only a tracked file is a checkout.
     git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
   except (OSError, subprocess.CalledProcessError):
     return {"commit": None, "dirty": None}

@@ -27,6 +27,7 @@ def make_train_step(
   after_update: Callable | None = None,
   split_fn: Callable | None = None,
   axis_name: str | None = None,
+  loss_reads_extra: bool = False,
 ) -> Callable:
   """Builds (state, batch, constants, key) -> (state, metrics: dict of []), to be compiled.
 
@@ -41,6 +42,8 @@ def make_train_step(
     axis_name: the axis over which devices run copies of the step, each on its part of the batch, as
       in losses.py; loss_fn gives each the loss of the whole. Each draws by a key of its own, except
       for after_update, which does the same on all.
+    loss_reads_extra: loss_fn is (params, batch, constants, key, extra) -> ..., with the state's
+      `extra`; not together with split_fn.
 
   `constants` is a pytree of arrays that no step changes, such as the items' features: passed, not
   closed over, so that it is no part of the compiled program. `key` is the run's one key, never
@@ -54,7 +57,8 @@ def make_train_step(
     if axis_name is not None:
       own_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
     if split_fn is None:
-      (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, own_key)
+      extra = (state.extra,) if loss_reads_extra else ()
+      (loss, (metrics, outputs)), grads = grad_fn(state.params, batch, constants, own_key, *extra)
     else:
       parts = split_fn(batch)
       (loss, metrics), grads = _summed(grad_fn, state.params, parts, constants, own_key)

@@ -13,7 +13,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.models import attention, generator
 from bbqrec_jax.rules import FLAG, Many, OneOf, Real, Section, Text, Whole, check
-from bbqrec_jax.trainers import pretrainer, ranker, tokenizer
+from bbqrec_jax.trainers import pretrainer, ranker, rqvae, tokenizer
 
 # Wide enough for any use; what lies beyond is a slip that would end in a lack of memory.
 _WIDTH = Whole(1, 65_536)
@@ -69,16 +69,19 @@ _OPTIMIZER = Section(
   given=("num_steps", "scales"),
 )
 
-_TRAINING = dict(  # What every stage that learns by gradients has.
+_STEPS = dict(  # What every stage that learns by gradients has.
   optimizer=_OPTIMIZER,
   batch_size=_BATCH,
-  length_groups=OneOf(batches.LENGTH_GROUPS),
-  micro_batch_size=Whole(),
   num_epochs=Whole(1, 100_000),
   eval_epochs=Whole(1, 100_000),
-  eval_batch_size=_BATCH,
   patience=Whole(),
   log_steps=Whole(1),
+)
+
+_TRAINING = _STEPS | dict(  # And what those that learn from histories do.
+  length_groups=OneOf(batches.LENGTH_GROUPS),
+  micro_batch_size=Whole(),
+  eval_batch_size=_BATCH,
 )
 
 _SEQUENCE_KWARGS = Section(
@@ -88,6 +91,7 @@ _SEQUENCE_KWARGS = Section(
     num_layers=_LAYERS,
     num_heads=_HEADS,
     mlp_dim=_WIDTH,
+    init_scale=Real(0.0, above=True),
   ),
   callee=_sequence_encoder,
   given=("out_dim", "dropout_rate", "dtype", "causal", *_OF_FLAX),
@@ -147,6 +151,7 @@ _GENERATOR = Section(
       given=("num_levels", "codebook_size", "num_signals", *_OF_FLAX),
     ),
     inherit_codebooks=FLAG,
+    temperature=Real(1e-6),
     num_beams=Whole(1, 10_000),
     num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unseen.
     selection_users=Whole(),
@@ -204,6 +209,34 @@ _PRETRAINER = Section(
   | dict(micro_batch_size=OneOf((0,)))  # Negatives are those of the whole batch.
 )
 
+_RQVAE = Section(
+  dict(
+    model_name=Text(),
+    modality=OneOf(MODALITIES),
+    model=Section(
+      dict(
+        num_levels=_LEVELS,
+        codebook_size=_CODES,
+        latent_dim=_WIDTH,
+        hidden_dims=Many(_WIDTH),
+        dtype=_DTYPE,
+        init_scale=Real(0.0, above=True),
+      ),
+      callee=_model("rqvae", needs="decode"),
+      given=("num_items", "feature_dims", *_OF_FLAX),
+    ),
+    number_collisions=FLAG,
+    commitment_weight=_WEIGHT,
+    alignment_weight=_WEIGHT,
+    diversity_weight=_WEIGHT,
+    num_clusters=Whole(1, 2**20),
+    kmeans_iters=Whole(0, 100_000),
+    revive_steps=Whole(),
+    monitor=OneOf(rqvae.MONITORS),
+  )
+  | _STEPS
+)
+
 _COUNTS = Section(
   dict(
     model_name=Text(),
@@ -220,14 +253,15 @@ _STAGES = dict(
   tokenizer=_TOKENIZER,
   pretrainer=_PRETRAINER,
   ranker=_RANKER,
+  rqvae=_RQVAE,
   generator=_GENERATOR,
   counts=_COUNTS,
 )
 # Fields by which sections' own are set together, and the stages whose sections those are.
 _SHARED = dict(num_levels=_LEVELS, codebook_size=_CODES, latent_dim=Whole(2, 65_536))
-_SHARING = ("tokenizer", "generator")
+_SHARING = ("tokenizer", "rqvae", "generator")
 # Stages that write semantic IDs, of which a generator needs one before it.
-WRITERS_OF_IDS = ("tokenizer",)
+WRITERS_OF_IDS = ("tokenizer", "rqvae")
 
 _DATA = Section(
   dict(
@@ -301,6 +335,8 @@ def check_config(config: Mapping) -> None:
       _check_heads(f"{stage}.model", config[stage]["model"], _model(stage)(config))
   if "ranker" in config and config["ranker"]["init_from"]:
     _check_init_from(config)
+  if "rqvae" in config:
+    _check_rqvae(config)
 
 
 def _check_stages(stages: Sequence[str]) -> None:
@@ -310,6 +346,28 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise UserError(f"stages={tuple(stages)} must name at least one stage, and none twice.")
   if "tokenizer" in stages[1:]:
     raise UserError(f"stages={tuple(stages)}: the tokenizer comes first, the others read its work.")
+  if "rqvae" in stages and set(stages[: stages.index("rqvae")]) & {"tokenizer", "generator"}:
+    raise UserError(
+      f"stages={tuple(stages)}: the rqvae comes before the generator and in place of the tokenizer."
+    )
+
+
+def _check_rqvae(config: Mapping) -> None:
+  """What LETTER's two terms need."""
+  own, stages = config["rqvae"], config["stages"]
+  before = stages[: stages.index("rqvae")] if "rqvae" in stages else ("ranker",)
+  codes = own["model"].get("codebook_size", _model("rqvae")(config).codebook_size)
+  clusters = own["num_clusters"]
+  if own["diversity_weight"] and codes < 2 * clusters:
+    raise UserError(
+      f"rqvae.num_clusters={clusters}: codebook_size={codes} leaves a cluster with a single code, "
+      "and rqvae.diversity_weight needs two."
+    )
+  if own["alignment_weight"] and "ranker" not in before:
+    raise UserError(
+      f"stages={tuple(stages)}: rqvae.alignment_weight={own['alignment_weight']} needs a ranker "
+      "before the rqvae, whose item vectors it reads."
+    )
 
 
 def _check_init_from(config: Mapping) -> None:
@@ -330,14 +388,20 @@ def _check_init_from(config: Mapping) -> None:
 
 def _check_generator(config: Mapping) -> None:
   own = config["generator"]
-  if own["inherit_codebooks"] and "tokenizer" in config:
-    code_dim = own["model"].get("code_dim")
-    latent_dim = config["tokenizer"]["model"].get("latent_dim")
-    if code_dim != latent_dim:
-      raise UserError(
-        f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
-        f"must be tokenizer.model.latent_dim={latent_dim}."
-      )
+  if own["inherit_codebooks"] and config.get("rqvae", {}).get("number_collisions"):
+    raise UserError(
+      "generator.inherit_codebooks=True: running numbers have no codebook; set "
+      "rqvae.number_collisions=False."
+    )
+  for writer in WRITERS_OF_IDS:
+    if own["inherit_codebooks"] and writer in config:
+      code_dim = own["model"].get("code_dim")
+      latent_dim = config[writer]["model"].get("latent_dim")
+      if code_dim != latent_dim:
+        raise UserError(
+          f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
+          f"must be {writer}.model.latent_dim={latent_dim}."
+        )
   if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
     raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
 
@@ -374,6 +438,11 @@ def check_data(config, dataset: Dataset) -> None:
     )
   if "tokenizer" in config.stages:
     _check_signals(config, dataset)
+  if "rqvae" in config.stages:
+    modality = config.rqvae.modality
+    if modality not in dataset.features:
+      raise UserError(f"rqvae.modality={modality!r}: no item of {dataset.name} has a vector of it.")
+    _warn_of_few_ids(config, dataset, 1)
 
 
 def _check_signals(config, dataset: Dataset) -> None:
@@ -386,6 +455,10 @@ def _check_signals(config, dataset: Dataset) -> None:
   num_signals = config.tokenizer.model.get("use_id", True) + len(dataset.features)
   if not num_signals:
     raise UserError("No signal is left: the id is switched off and no item has text or image.")
+  _warn_of_few_ids(config, dataset, num_signals)
+
+
+def _warn_of_few_ids(config, dataset: Dataset, num_signals: int) -> None:
   num_ids = config.codebook_size ** (config.num_levels * num_signals)
   if num_ids < 10 * dataset.num_items:
     print(

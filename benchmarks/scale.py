@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bbqrec_jax import loop, optim, partition, train_state
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import item_codes
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 NUM_DEVICES = 8
@@ -82,10 +83,10 @@ def tokenizer_step(num_items: int, model: int):
       **{name: section[name] for name in terms},
     ),
     tx,
-    after_update=functools.partial(tokenizer_trainer.revive_codes, patience=section.revive_steps),
+    after_update=functools.partial(item_codes.revive_codes, patience=section.revive_steps),
   )
   state = jax.eval_shape(
-    lambda key: tokenizer_trainer.init_state(tx, tokenizer_trainer.init_params(module, key)),
+    lambda key: item_codes.init_state(tx, item_codes.init_params(module, key)),
     jax.random.key(0),
   )
   num_rows = state.params["id_embedding"].shape[0]

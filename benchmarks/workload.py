@@ -20,9 +20,12 @@ from ml_collections import config_dict
 
 from bbqrec_jax import loop, optim, partition, train_state
 from bbqrec_jax.data import batches
+from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.models import generator
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import item_codes
+from bbqrec_jax.trainers import ranker as ranker_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -168,7 +171,7 @@ def tokenizer_steps(
   """
   dims = {name: x.shape[1] for name, x in inputs["features"].items()}
   model = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=dims)
-  params = tokenizer_trainer.init_params(model, _init_key())
+  params = item_codes.init_params(model, _init_key())
   scales = {name: section.club_lr_scale for name in params if name.startswith("club_")}
   tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
   terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")
@@ -180,10 +183,44 @@ def tokenizer_steps(
       **{name: section[name] for name in terms},
     ),
     tx,
-    after_update=functools.partial(tokenizer_trainer.revive_codes, patience=section.revive_steps),
+    after_update=functools.partial(item_codes.revive_codes, patience=section.revive_steps),
   )
-  state = tokenizer_trainer.init_state(tx, params)
+  state = item_codes.init_state(tx, params)
   return _steps(train_step, state, epoch, jax.device_put(inputs), num_steps)
+
+
+def ranker_steps(config, dataset: Dataset, share: float) -> tuple[Callable[[], Any], int, int]:
+  """The same of a system that scores every item, in batches as its trainer makes them.
+
+  Args:
+    config: with the stage `ranker`.
+    share: of an epoch, in (0, 1], that a call takes.
+
+  Returns:
+    (the callable, how many steps it takes, how many an epoch has).
+  """
+  section = config.ranker
+  model = ranker_trainer.make_model(ranker_trainer.STAGE, config, dataset)
+  inputs = jax.device_put(ranker_trainer.make_inputs(dataset))
+  data = batches.Batches(
+    dataset.items,
+    *batches.windows(dataset, config.max_history),
+    batch_size=section.batch_size,
+    lengths=batches.group_lengths(config.max_history, section.length_groups),
+    seed=config.seed,
+    every_target=True,
+    micro_batch_size=section.micro_batch_size,
+  )
+  params = ranker_trainer.init_params(model, jax.random.key(0), inputs)
+  tx = optim.make_optimizer(num_steps=1_000_000, **section.optimizer)
+  train_step = train_state.make_train_step(
+    functools.partial(ranker_trainer.loss_fn, model, loss=section.loss), tx
+  )
+  num_steps = max(round(share * data.steps_per_epoch), 1)
+  state = train_state.create(params, tx)
+  take_steps = _steps(train_step, state, data.epoch(0), inputs, num_steps)
+  take_steps()  # The next call compiles once more, for the state as this one leaves it.
+  return take_steps, num_steps, data.steps_per_epoch
 
 
 def _steps(train_step, state, epoch, constants, num_steps: int) -> Callable[[], Any]:

@@ -11,3 +11,7 @@ from configs import common
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, data="synthetic", **common.SWITCHES)
   return common.bbqrec(arg, data=common.data_section(arg.data))
+
+
+def sweep(add):
+  common.add_trials(add, common.GENERATOR_TRIALS)

@@ -24,3 +24,7 @@ def get_config(arg: str = ""):
   if arg.smoke:
     config.ranker.model.update(width=16, num_layers=1, mlp_dim=32)
   return config
+
+
+def sweep(add):
+  common.add_trials(add, common.RANKER_TRIALS)

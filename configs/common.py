@@ -1,6 +1,7 @@
 """What the configs share: their switches, and the settings that several of them repeat."""
 
 import difflib
+import itertools
 
 from ml_collections import config_dict
 
@@ -114,6 +115,26 @@ def data_section(name: str) -> dict:
   return sections[name]
 
 
+def add_trials(add, choices: dict[str, tuple]) -> None:
+  """For a config's sweep(add): a trial for every combination of the fields' values.
+
+  launch/sweep.py wants four of every system: one budget for all.
+  """
+  for values in itertools.product(*choices.values()):
+    add(**dict(zip(choices, values)))
+
+
+# Of every system that scores all items: what moves them most.
+RANKER_TRIALS = {
+  "ranker.optimizer.learning_rate": (5e-4, 1e-3),
+  "ranker.model.dropout_rate": (0.2, 0.5),
+}
+# Of every generator on semantic IDs.
+GENERATOR_TRIALS = {
+  "generator.optimizer.learning_rate": (3e-4, 1e-3),
+  "generator.model.dropout_rate": (0.1, 0.2),
+}
+
 PARALLEL = dict(
   mode="jit",  # Or "pmap": bbqrec_jax/partition.py.
   model=1,  # Devices that share a table; as many groups of them share a batch.
@@ -183,12 +204,28 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     log_steps=50,
   )
 
-  config.generator = dict(
+  config.generator = generator(dtype, code_dim=latent_dim, causal=arg.causal or arg.cpu)
+  config.generator.model.update(
+    similarity=not arg.no_similarity,
+    num_buckets=100,  # K.
+    attention_backend="auto",  # Of similarity-enhanced attention: models/attention.py.
+  )
+  config.generator.inherit_codebooks = arg.inherited
+  if arg.cpu:
+    suit_cpu(config.generator)
+    config.tokenizer.update(num_epochs=20)
+  if arg.smoke:
+    _shrink(config)
+  return config
+
+
+def generator(dtype, code_dim, causal: bool) -> dict:
+  """The `generator` section, with plain attention; what it shares with other sections is given."""
+  return dict(
     model_name="generator",
     model=dict(
-      similarity=not arg.no_similarity,
-      num_buckets=100,  # K.
-      code_dim=latent_dim,
+      similarity=False,
+      code_dim=code_dim,
       model_dim=128,
       num_heads=6,
       head_dim=64,
@@ -196,11 +233,11 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
       num_encoder_layers=4,
       num_decoder_layers=4,
       dropout_rate=0.1,
-      encoder="causal" if arg.causal or arg.cpu else "bidirectional",
+      encoder="causal" if causal else "bidirectional",
       dtype=dtype,
-      attention_backend="auto",  # Of similarity-enhanced attention: models/attention.py.
     ),
-    inherit_codebooks=arg.inherited,
+    inherit_codebooks=False,
+    temperature=1.0,  # Of the loss; below 1 in LETTER.
     optimizer=dict(
       learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, weight_decay=0.035, clip_norm=1.0
     ),
@@ -217,16 +254,15 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     patience=10,
     log_steps=100,
   )
-  if arg.cpu:
-    config.generator.model.update(
-      num_heads=4, head_dim=32, ff_dim=512, num_encoder_layers=3, num_decoder_layers=3
-    )
-    config.generator.optimizer.update(learning_rate=1e-3, warmup_steps=500)
-    config.generator.update(batch_size=128, num_epochs=25, selection_users=2_000)
-    config.tokenizer.update(num_epochs=20)
-  if arg.smoke:
-    _shrink(config)
-  return config
+
+
+def suit_cpu(section: config_dict.ConfigDict) -> None:
+  """Makes a `generator` section one for a machine without accelerator."""
+  section.model.update(
+    num_heads=4, head_dim=32, ff_dim=512, num_encoder_layers=3, num_decoder_layers=3
+  )
+  section.optimizer.update(learning_rate=1e-3, warmup_steps=500)
+  section.update(batch_size=128, num_epochs=25, selection_users=2_000)
 
 
 # What configs of systems that only count know.
@@ -308,7 +344,12 @@ def _shrink(config: config_dict.ConfigDict) -> None:
     batch_size=32, length_groups=2, num_epochs=2, eval_batch_size=64, log_steps=5
   )
   config.tokenizer.model.hidden_dims = (16,)
-  config.generator.update(
+  shrink_generator(config.generator)
+
+
+def shrink_generator(section: config_dict.ConfigDict) -> None:
+  """Makes a `generator` section one of seconds."""
+  section.update(
     batch_size=64,
     length_groups=2,
     num_epochs=2,
@@ -317,6 +358,6 @@ def _shrink(config: config_dict.ConfigDict) -> None:
     num_beams=10,
     log_steps=5,
   )
-  config.generator.model.update(
+  section.model.update(
     model_dim=16, num_heads=2, head_dim=8, ff_dim=32, num_encoder_layers=1, num_decoder_layers=1
   )

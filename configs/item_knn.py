@@ -13,3 +13,8 @@ def get_config(arg: str = ""):
   config = common.counts(arg, "item_knn")
   config.counts.model.update(num_neighbours=100, decay=0.8)
   return config
+
+
+def sweep(add):
+  choices = {"counts.model.num_neighbours": (100, 300), "counts.model.decay": (0.5, 0.8)}
+  common.add_trials(add, choices)

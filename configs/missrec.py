@@ -36,3 +36,7 @@ def get_config(arg: str = ""):
     batch_size=128 if arg.smoke else 1024,  # Every other sequence of a batch is a negative.
   )
   return config
+
+
+def sweep(add):
+  common.add_trials(add, common.RANKER_TRIALS)

@@ -11,3 +11,7 @@ from configs import common
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, **common.COUNTS_SWITCHES)
   return common.counts(arg, "popularity")
+
+
+def sweep(add):
+  del add  # There is nothing to choose.

@@ -27,3 +27,7 @@ def get_config(arg: str = ""):
       num_subspaces=8, codebook_size=16, opq_iters=2, width=16, num_layers=1, mlp_dim=32
     )
   return config
+
+
+def sweep(add):
+  common.add_trials(add, common.RANKER_TRIALS)

@@ -12,14 +12,14 @@ from ml_collections import config_dict
 
 from bbqrec_jax import main
 from bbqrec_jax.data.dataset import MODALITIES
-from configs import common, quickstart, sasrec
+from configs import common, quickstart, sasrec, tiger
 from tests import smoke_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
 
 
-KNOWN = common.SWITCHES | common.RANKER_SWITCHES
+KNOWN = common.SWITCHES | common.RANKER_SWITCHES | tiger.SWITCHES
 
 
 def arguments(module) -> set[str]:

@@ -9,7 +9,17 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "bbqrec_jax"
 ROWS = (  # From the top down; a folder stands for all its files.
-  ("main", "validate", "recommend", "compare", "record", "report"),
+  (
+    "main",
+    "table",
+    "tables",
+    "validate",
+    "recommend",
+    "latency",
+    "compare",
+    "record",
+    "report",
+  ),
   ("trainers",),
   ("loop",),
   ("evaluators",),
@@ -23,6 +33,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "metric_writer",
     "run_record",
     "progress",
+    "signals",
   ),
   ("models", "decoding"),
   ("losses", "metrics"),

@@ -21,7 +21,7 @@ from bbqrec_jax import checkpoint, main
 from bbqrec_jax.data import scaling, synthetic
 from bbqrec_jax.data.dataset import MODALITIES
 from bbqrec_jax.metric_writer import MetricWriter
-from bbqrec_jax.trainers import tokenizer
+from bbqrec_jax.trainers import item_codes, tokenizer
 from configs import quickstart
 
 _SPLITS = 5  # Random splits of the items, 3 to 1, that a figure is averaged over.
@@ -68,7 +68,7 @@ def train(workdir: pathlib.Path, *, gamma: float, seed: int) -> Trained:
 
 def encode(config, dataset, workdir: pathlib.Path):
   """The latents of every item, by the selected parameters."""
-  scalings = scaling.load(workdir / tokenizer.SCALING_FILE, MODALITIES)
+  scalings = scaling.load(workdir, MODALITIES)
   present = {name: features.present for name, features in dataset.features.items()}
   features = {
     name: np.where(present[name][:, None], scalings[name](f.values), 0.0)
@@ -79,7 +79,7 @@ def encode(config, dataset, workdir: pathlib.Path):
     num_items=dataset.num_items,
     feature_dims={name: x.shape[1] for name, x in features.items()},
   )
-  template = tokenizer.init_params(model, jax.random.key(0))
+  template = item_codes.init_params(model, jax.random.key(0))
   with checkpoint.Checkpointer(workdir / "checkpoints" / tokenizer.STAGE) as checkpointer:
     params = checkpointer.restore_best(dict(params=template)).state["params"]
   items = jnp.arange(dataset.num_items, dtype=jnp.int32)

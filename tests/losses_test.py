@@ -112,6 +112,59 @@ def test_semantic_id_loss_is_the_log_probability_of_the_codes():
   np.testing.assert_allclose(uniform, L * M * np.log(N), rtol=1e-5)
 
 
+def test_a_temperature_divides_the_logits():
+  logits = normal(0, B, L, M, N)
+  codes = jax.random.randint(jax.random.key(1), (B, L, M), 0, N)
+  weights = jnp.arange(B) / 10
+  plain = losses.semantic_id_loss(logits, codes, weights)
+  assert losses.semantic_id_loss(logits, codes, weights, 1.0) == plain
+  powers = np.exp(np.asarray(logits, np.float64)) ** (1 / 0.7)  # Of probabilities, up to a factor.
+  right = np.take_along_axis(powers, np.asarray(codes)[..., None], axis=-1)[..., 0]
+  expected = np.sum(weights[:, None, None] * -np.log(right / powers.sum(-1)))
+  np.testing.assert_allclose(
+    losses.semantic_id_loss(logits, codes, weights, 0.7), expected, rtol=1e-5
+  )
+
+
+def test_alignment_finds_each_item_among_the_others():
+  q, collaborative = normal(0, P, D), normal(1, P, D)
+  weights = np.ones(P, np.float32)
+  weights[[2, 7]] = 0.0
+  counted = np.flatnonzero(weights)
+  products = np.exp(np.asarray(q, np.float64) @ np.asarray(collaborative, np.float64).T)
+  expected = np.mean([-np.log(products[i, i] / products[i, counted].sum()) for i in counted])
+  aligned = jax.jit(jax.value_and_grad(losses.alignment_loss, argnums=(0, 1)))
+  value, (to_q, to_vectors) = aligned(q, collaborative, weights)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for gradient in (to_q, to_vectors):
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=1), weights > 0)
+  assert aligned(q, collaborative, np.zeros(P, np.float32))[0] == 0.0
+
+
+def test_diversity_draws_a_code_to_its_cluster_and_away_from_the_rest():
+  rng = np.random.default_rng(0)
+  codebooks = rng.normal(size=(L, N, D))
+  codes = rng.integers(0, N, (B, L))
+  positives = (codes + rng.integers(1, N, (B, L))) % N
+  weights = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+  embeds = codebooks[np.arange(L)[None, :], codes]  # [B, L, D]
+  nats = np.zeros((B, L))
+  for b, l in np.ndindex(B, L):
+    powers = np.exp(codebooks[l] @ codebooks[l, codes[b, l]])
+    others = [n for n in range(N) if n != codes[b, l]]
+    nats[b, l] = -np.log(powers[positives[b, l]] / powers[others].sum())
+  args = [jnp.asarray(x) for x in (embeds, codes, codebooks, positives, weights)]
+  value, (to_embeds, to_codebooks) = jax.jit(
+    jax.value_and_grad(losses.diversity_loss, argnums=(0, 2))
+  )(*args)
+  np.testing.assert_allclose(value, nats[[0, 2, 3]].mean(), rtol=1e-5)
+  np.testing.assert_array_equal(np.any(to_embeds != 0, axis=(1, 2)), weights > 0)
+  assert np.any(to_codebooks != 0)
+  # A step against the gradient brings the two together, by inner product.
+  partners = codebooks[np.arange(L)[None, :], positives]
+  assert np.sum((embeds - 0.1 * np.asarray(to_embeds)) * partners) > np.sum(embeds * partners)
+
+
 def test_weights_of_another_shape_raise():
   with pytest.raises(ValueError, match="one shape"):
     losses.weighted_mean(jnp.ones((B, 1)), jnp.ones(B))

@@ -102,7 +102,7 @@ FINE = dict(
       num_decoder_layers=POSITIVE_COUNT, dropout_rate=RATE, encoder=NOTHING,
       attention_backend=NOTHING, dtype=NOTHING,
     ),
-    inherit_codebooks=SWITCH,
+    inherit_codebooks=SWITCH, temperature=POSITIVE,
     num_beams=POSITIVE_COUNT, num_results=NOTHING, selection_users=COUNT,
   ),
 )  # fmt: skip

@@ -47,7 +47,8 @@ def check(actual, expected):
 
 
 @pytest.mark.parametrize(
-  "stage", ["tokenizer", "ranker", pytest.param("generator", marks=pytest.mark.slow)]
+  "stage",
+  ["tokenizer", *[pytest.param(s, marks=pytest.mark.slow) for s in ("generator", "ranker")]],
 )
 @pytest.mark.parametrize(
   "layout",

@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from bbqrec_jax import main, recommend
+from bbqrec_jax import latency, main, recommend, run_record
 from bbqrec_jax.data.dataset import HELD_OUT, histories, train_counts
 from bbqrec_jax.errors import UserError
 from tests import smoke_run
@@ -247,3 +247,24 @@ def read_table(path) -> dict[str, list]:
   with path.open(newline="") as file:
     header, *rows = csv.reader(file)
   return dict(zip(header, map(list, zip(*rows))))
+
+
+def test_latency_is_of_every_beam_width(finished, tmp_path, capsys, monkeypatch):
+  out, widths = tmp_path / "latency.json", []
+  make_generate = recommend.generate_lib.make_generate
+  monkeypatch.setattr(
+    recommend.generate_lib,
+    "make_generate",
+    lambda model, **kwargs: widths.append(kwargs) or make_generate(model, **kwargs),
+  )
+  argv = [str(finished.workdir), "--num_beams", "12", f"--out={out}"]
+  assert latency.main(argv) == 0
+  measured = run_record.read_json(out)
+  assert measured["num_users"] == 50 and measured["num_results"] == 10
+  assert list(measured["seconds_per_user"]) == ["12"]
+  assert widths == [dict(num_beams=12, num_results=10)]
+  assert f"beam 12: {measured['seconds_per_user']['12']:.4f} s a user" in capsys.readouterr().out
+  assert latency.main([str(finished.workdir), "--num_beams", "0"]) == 1
+  assert "--num_beams=[0] must be from 1" in capsys.readouterr().err
+  assert latency.main([str(tmp_path)]) == 1
+  assert capsys.readouterr().err.startswith(f"Error: {tmp_path}")

@@ -51,9 +51,10 @@ def test_constant_features_become_zero():
 
 def test_saved_and_loaded_are_equal(tmp_path):
   scalings = dict(text=scaling.fit(_features()), image=scaling.fit(_features(3.0)))
-  scaling.save(tmp_path / "scaling.npz", scalings)
-  loaded = scaling.load(tmp_path / "scaling.npz", ("text", "image"))
+  scaling.save(tmp_path, scalings)
+  loaded = scaling.load(tmp_path, ("text", "image"))
   assert list(loaded) == ["text", "image"]
+  assert [path.name for path in tmp_path.iterdir()] == [scaling.FILE_NAME]
   for name, expected in scalings.items():
     np.testing.assert_array_equal(loaded[name].mean, expected.mean)
     np.testing.assert_array_equal(loaded[name].factor, expected.factor)

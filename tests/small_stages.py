@@ -14,6 +14,7 @@ from bbqrec_jax.data import batches, synthetic
 from bbqrec_jax.decoding import generate
 from bbqrec_jax.models import generator, sasrec_f, tokenizer
 from bbqrec_jax.trainers import generator as generator_trainer
+from bbqrec_jax.trainers import item_codes
 from bbqrec_jax.trainers import ranker as ranker_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
@@ -90,17 +91,15 @@ class Tokenizer(Stage):
         axis_name=axis_name,
       ),
       optim.make_optimizer(num_steps=100, **OPTIMIZER),
-      after_update=functools.partial(
-        tokenizer_trainer.revive_codes, patience=3, axis_name=axis_name
-      ),
+      after_update=functools.partial(item_codes.revive_codes, patience=3, axis_name=axis_name),
       axis_name=axis_name,
     )
     params = self.partition.init(
-      functools.partial(tokenizer_trainer.init_params, model),
+      functools.partial(item_codes.init_params, model),
       self.partition.replicate(jax.random.key(0)),
     )
     init = functools.partial(
-      tokenizer_trainer.init_state, optim.make_optimizer(num_steps=100, **OPTIMIZER)
+      item_codes.init_state, optim.make_optimizer(num_steps=100, **OPTIMIZER)
     )
     present = {name: f.present for name, f in dataset().features.items()}
     constants = self.partition.place_tables(dict(features=features, present=present))

@@ -1,4 +1,4 @@
-"""Systems that score all items, through the whole program: they run, learn, and leave records."""
+"""Systems beside BBQRec, through the whole program: they run, learn, and leave records."""
 
 import importlib
 import json
@@ -15,6 +15,8 @@ RANKERS = (
   "gru4rec", "sasrec", "bert4rec", "gru4rec_f", "sasrec_f", "nova_bert", "vq_rec", "missrec",
 )  # fmt: skip
 COUNTS = ("popularity", "item_knn")
+GENERATORS = ("tiger", "letter")
+FAST = ("sasrec", *COUNTS)
 LEARNING = {"ranker.num_epochs": 40, "ranker.batch_size": 64, "ranker.eval_epochs": 4}
 # Of every prefix by itself, twice: fewer epochs of shorter ones by a smaller model.
 LEARNING_PREFIXES = {
@@ -44,7 +46,10 @@ def run(name, arg, workdir, **changes):
 
 @pytest.mark.parametrize(
   "name",
-  ["sasrec", *COUNTS, *[pytest.param(n, marks=pytest.mark.slow) for n in RANKERS if n != "sasrec"]],
+  [
+    *FAST,
+    *[pytest.param(n, marks=pytest.mark.slow) for n in (*RANKERS, *GENERATORS) if n not in FAST],
+  ],
 )
 def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   config, results = run(name, "smoke", tmp_path)
@@ -54,6 +59,8 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   np.testing.assert_array_equal(ranks["user_ids"], dataset.user_ids)
   for split in ("valid", "test"):
     assert metrics.summary(ranks[split], (5, 10)) == results[split]
+  last = config.stages[-1]
+  assert 0 < results["stages"][last]["test_seconds"] < results["seconds"][last]
   if name == "popularity":
     assert results["test"] == results["popularity"]["test"]
   if name == "item_knn":
@@ -63,8 +70,14 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
     parts = 3 if name == "missrec" else 1  # Of the text, of the image, of the id.
     assert vectors.shape == (dataset.num_items, 16 * parts)
     assert np.all(np.any(vectors != 0, axis=1))
-  with pytest.raises(UserError, match="recommendations come from a run with a generator"):
-    recommend.Recommender.load(tmp_path)
+  if name in GENERATORS:
+    assert results["codebook"]["signals"] == ["text"]
+    history = dataset.item_ids[:2].tolist()
+    found = recommend.Recommender.load(tmp_path).recommend([history], k=5)[0]
+    assert len(set(found.item_ids)) == 5
+  else:
+    with pytest.raises(UserError, match="recommendations come from a run with a generator"):
+      recommend.Recommender.load(tmp_path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Standardisation of feature vectors, with the statistics of the catalogue."""
 
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -7,6 +9,8 @@ import numpy as np
 
 from bbqrec_jax.data import npz
 from bbqrec_jax.data.dataset import Dataset, Features
+
+FILE_NAME = "feature_scaling.npz"
 
 
 class Scaling(NamedTuple):
@@ -50,22 +54,26 @@ def standardise(dataset: Dataset) -> tuple[dict[str, dict[str, np.ndarray]], dic
   return dict(features=features, present=present), scalings
 
 
-def save(path, scalings: Mapping[str, Scaling]) -> None:
-  """Writes modality -> Scaling to an .npz file."""
+def save(workdir: str | os.PathLike, scalings: Mapping[str, Scaling]) -> None:
+  """Writes <workdir>/feature_scaling.npz; a reader sees the whole file or none."""
   arrays = {
     f"{name}_{field}": array
     for name, scaling in scalings.items()
     for field, array in scaling._asdict().items()
   }
-  np.savez(path, **arrays)
+  path = pathlib.Path(workdir) / FILE_NAME
+  temporary = path.with_name(f"tmp_{FILE_NAME}")
+  np.savez(temporary, **arrays)
+  os.replace(temporary, path)
 
 
-def load(path, modalities) -> dict[str, Scaling]:
+def load(workdir: str | os.PathLike, modalities) -> dict[str, Scaling]:
   """Reads what save() wrote.
 
   Raises UserError if it cannot be read, or lacks a modality.
   """
   names = {m: [f"{m}_{field}" for field in Scaling._fields] for m in modalities}
   needed = [name for fields in names.values() for name in fields]
-  arrays = npz.read(path, needed, "run the tokenizer stage again, in another workdir")
+  path = pathlib.Path(workdir) / FILE_NAME
+  arrays = npz.read(path, needed, "run the stage that made it again, in another workdir")
   return {m: Scaling(*(arrays[name] for name in fields)) for m, fields in names.items()}

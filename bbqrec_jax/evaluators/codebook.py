@@ -27,6 +27,8 @@ def report(codes: np.ndarray, codebook_size: int, signals: Sequence[str], shared
     num_surplus_items: items less semantic IDs. BBQRec Table 5 counts collisions in a way that
       can be 1, as this can and num_colliding_items cannot.
     largest_group: the most items with one semantic ID.
+
+  A report that has `running_numbers` too is of the levels before them: trainers/rqvae.py.
   """
   codes = np.asarray(codes)
   if codes.ndim != 3 or codes.shape[2] != len(signals):
@@ -68,13 +70,13 @@ def format_report(report: dict) -> str:
       f"{row['signal']:8}{row['level']:6d}{row['used']:7d}{row['dead']:7d}"
       f"{row['coverage']:10.3f}{row['perplexity']:12.1f}"
     )
-  return "\n".join(
-    [
-      *lines,
-      f"distinct tokens at level 1: {report['num_first_tokens']}",
-      f"distinct semantic IDs: {report['num_semantic_ids']}",
-      f"items that share theirs with another: {report['num_colliding_items']} "
-      f"(items less semantic IDs: {report['num_surplus_items']}; "
-      f"largest group: {report['largest_group']})",
-    ]
-  )
+  lines += [
+    f"distinct tokens at level 1: {report['num_first_tokens']}",
+    f"distinct semantic IDs: {report['num_semantic_ids']}",
+    f"items that share theirs with another: {report['num_colliding_items']} "
+    f"(items less semantic IDs: {report['num_surplus_items']}; "
+    f"largest group: {report['largest_group']})",
+  ]
+  if "running_numbers" in report:
+    lines.append(f"running numbers that then tell them apart: {report['running_numbers']}")
+  return "\n".join(lines)

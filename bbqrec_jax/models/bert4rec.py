@@ -42,6 +42,7 @@ class Model(item_ranker.ItemRanker):
       mlp_dim=self.mlp_dim,
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
+      init_scale=0.02,
       causal=False,
     )
     self.head = nn.Dense(self.width, dtype=self.dtype)

@@ -124,7 +124,7 @@ def kmeans_init(
       points += 1e-3 * jnp.std(points) * jax.random.normal(noise_key, points.shape)
 
     def level(residual, level_key):
-      centers = _kmeans(level_key, residual, codebook_size, num_iters)
+      centers = kmeans(level_key, residual, codebook_size, num_iters)
       return residual - centers[nearest(residual, centers)], centers
 
     return jax.lax.scan(level, points, jax.random.split(key, num_levels))[1]
@@ -133,7 +133,7 @@ def kmeans_init(
   return jax.lax.map(lambda group: fit(*group), (jax.random.split(key, groups), _group(z, groups)))
 
 
-def _kmeans(key: jax.Array, points: jax.Array, num_clusters: int, num_iters: int) -> jax.Array:
+def kmeans(key: jax.Array, points: jax.Array, num_clusters: int, num_iters: int) -> jax.Array:
   """Lloyd's algorithm: centers [N, D] of points [R, D].
 
   Seeded by k-means++ (Arthur and Vassilvitskii 2007), so that equal points, such as the latents

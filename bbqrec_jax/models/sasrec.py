@@ -32,6 +32,7 @@ class Model(item_ranker.LeftToRight):
       mlp_dim=self.mlp_dim,
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
+      init_scale=0.02,
     )
 
   def items(self, inputs):

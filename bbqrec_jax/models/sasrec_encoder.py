@@ -25,6 +25,9 @@ class Encoder(nn.Module):
   dropout_rate: float = 0.2
   dtype: str = "float32"  # Of products; parameters, softmax and the result are float32.
   mlp_dim: int | None = None  # Of the GELU layer; None: four times the width.
+  # Standard deviation of all kernels at the start; None: LeCun's, by which each layer keeps the
+  # scale of what it reads.
+  init_scale: float | None = None
   causal: bool = True  # False: every position sees the whole history, as in BERT4Rec.
 
   @nn.compact
@@ -54,7 +57,10 @@ class Encoder(nn.Module):
     positions = self.param(
       "positions", nn.initializers.normal(0.01), (self.max_history, self.width)
     )
-    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    kernel_init = nn.initializers.lecun_normal()
+    if self.init_scale is not None:
+      kernel_init = nn.initializers.normal(self.init_scale)
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
     norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
     x = v if self.out_dim is None else dense(self.width, name="in")(v)
     x += positions[None, : items.shape[1]]
@@ -68,6 +74,7 @@ class Encoder(nn.Module):
       attention = nn.MultiHeadDotProductAttention(
         self.num_heads,
         dtype=self.dtype,
+        kernel_init=kernel_init,
         force_fp32_for_softmax=True,
         dropout_rate=self.dropout_rate,
         deterministic=deterministic,

@@ -53,8 +53,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   ids = semantic_ids.load(workdir)
   if not np.array_equal(ids.item_ids, dataset.item_ids):
     raise UserError(
-      f"{workdir / semantic_ids.FILE_NAME} is of other items than {dataset.name}; run the "
-      "tokenizer stage again, in another workdir."
+      f"{workdir / semantic_ids.FILE_NAME} is of other items than {dataset.name}; run the stage "
+      "that made it again, in another workdir."
     )
   model = make_model(section, ids)
   partition = partition_lib.Partition(**config.parallel)
@@ -80,12 +80,14 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     partition.replicate(jax.random.key(config.seed)),
     catalogue,
   )
-  if section.inherit_codebooks:
+  if section.inherit_codebooks:  # validate.py refuses it where a level has no codebook.
     params = _with_inherited_codebooks(params, ids.codebooks)
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)
   train_step = train_state.make_train_step(
-    functools.partial(loss_fn, model, axis_name=partition.axis_name),
+    functools.partial(
+      loss_fn, model, temperature=section.temperature, axis_name=partition.axis_name
+    ),
     tx,
     split_fn=functools.partial(with_weights, axis_name=partition.axis_name),
     axis_name=partition.axis_name,
@@ -170,15 +172,25 @@ def with_weights(groups, axis_name: str | None = None) -> list[dict[str, jax.Arr
 
 
 def loss_fn(
-  model, params, batch, catalogue: generate_lib.Catalogue, key, axis_name: str | None = None
+  model,
+  params,
+  batch,
+  catalogue: generate_lib.Catalogue,
+  key,
+  *,
+  temperature: float = 1.0,
+  axis_name: str | None = None,
 ):
-  """BBQRec Eq. (1) over one micro-batch, [R, T] and [R, P], of what with_weights() gives."""
+  """BBQRec Eq. (1) over one micro-batch, [R, T] and [R, P], of what with_weights() gives.
+
+  The temperature is that of losses.semantic_id_loss(); beams are scored without it.
+  """
   codes, vectors, mask = generate_lib.lookup(catalogue, batch["history"])
   targets, _, _ = generate_lib.lookup(catalogue, batch["targets"])
   logits = model.apply(
     {"params": params}, codes, vectors, mask, targets, False, rngs={"dropout": key}
   )
-  loss = losses.semantic_id_loss(logits, targets, batch["weights"])
+  loss = losses.semantic_id_loss(logits, targets, batch["weights"], temperature)
   return losses.total(loss, axis_name), ({}, ())
 
 

@@ -1,7 +1,6 @@
 """Stage one: trains the item tokenizer and writes semantic_ids.npz."""
 
 import functools
-import os
 import pathlib
 import time
 
@@ -25,14 +24,11 @@ from bbqrec_jax.data import batches, scaling, semantic_ids
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.evaluators import codebook, ranking
 from bbqrec_jax.metric_writer import MetricWriter
-from bbqrec_jax.models import quantizer
+from bbqrec_jax.trainers import item_codes
 
 STAGE = "tokenizer"
 # What can select the parameters; larger is better. "reconstruction" is for a run without L_Rec.
 MONITORS = (*ranking.NAMES, "reconstruction")
-SCALING_FILE = "feature_scaling.npz"
-_ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
-_KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
 
 
 def make_model(config, *, num_items: int, feature_dims: dict[str, int]):
@@ -67,8 +63,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   )
 
   init_key, kmeans_key = partition.replicate(tuple(jax.random.split(jax.random.key(config.seed))))
-  params = partition.init(functools.partial(init_params, model), init_key)
-  params = _with_kmeans_codebooks(
+  params = partition.init(functools.partial(item_codes.init_params, model), init_key)
+  params = item_codes.with_kmeans_codebooks(
     model, params, constants, kmeans_key, section.kmeans_iters, partition
   )
   num_steps = section.num_epochs * data.steps_per_epoch
@@ -85,16 +81,18 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     temperature=section.temperature,
   )
   axis_name = partition.axis_name
-  revive = functools.partial(revive_codes, patience=section.revive_steps, axis_name=axis_name)
+  revive = functools.partial(
+    item_codes.revive_codes, patience=section.revive_steps, axis_name=axis_name
+  )
   train_step = train_state.make_train_step(
     functools.partial(loss_fn, model, axis_name=axis_name, **weights),
     tx,
     after_update=revive if section.revive_steps else None,
     axis_name=axis_name,
   )
-  state = partition.init(functools.partial(init_state, tx), params)
+  state = partition.init(functools.partial(item_codes.init_state, tx), params)
   train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
-  encode_catalogue = make_encode_catalogue(model)
+  encode_catalogue = item_codes.make_encode_catalogue(model)
   evaluate = _make_eval_fn(
     model, encode_catalogue, dataset, constants, section, max_history, partition
   )
@@ -123,7 +121,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
   if partition_lib.is_main():
-    _save_scaling(workdir, scalings)
+    scaling.save(workdir, scalings)
     semantic_ids.save(
       workdir,
       semantic_ids.SemanticIds(
@@ -145,63 +143,6 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   )
 
 
-def _save_scaling(workdir: pathlib.Path, scalings) -> None:
-  temporary = workdir / f"tmp_{SCALING_FILE}"
-  scaling.save(temporary, scalings)
-  os.replace(temporary, workdir / SCALING_FILE)
-
-
-def _rows(inputs, items):
-  """The inputs of items [P] int32; any rows at -1."""
-  take = lambda x: x[jnp.maximum(items, 0)]
-  return jax.tree.map(take, inputs["features"]), jax.tree.map(take, inputs["present"])
-
-
-def init_params(model, key):
-  """Random parameters, codebooks among them."""
-  items = jnp.arange(2, dtype=jnp.int32)
-  features = {name: jnp.zeros((2, dim), jnp.float32) for name, dim in model.feature_dims.items()}
-  present = {name: jnp.ones(2, bool) for name in features}
-  return jax.jit(model.init)(key, items, features, present)["params"]
-
-
-def init_state(tx, params) -> train_state.TrainState:
-  """The state before the first step: no code is idle yet."""
-  idle = jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
-  return train_state.create(params, tx, idle)
-
-
-def _with_kmeans_codebooks(model, params, constants, key, num_iters: int, partition):
-  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them.
-
-  Every device computes the same: shared work would round otherwise, and k-means magnifies that.
-  """
-  if not num_iters:
-    return params
-  size = min(model.num_items, _KMEANS_ITEMS)
-
-  @functools.partial(jax.jit, out_shardings=partition.replicated)
-  def sample(constants, key):
-    items = jax.random.permutation(key, model.num_items)[:size].astype(jnp.int32)
-    return items, *_rows(constants, items)
-
-  @functools.partial(jax.jit, out_shardings=partition.replicated)
-  def cluster(params, items, features, present, key):
-    latents = model.apply({"params": params}, items, features, present, method="encode")
-    return quantizer.kmeans_init(
-      key,
-      latents.behavior,
-      num_levels=model.num_levels,
-      codebook_size=model.codebook_size,
-      num_iters=num_iters,
-      shared=model.shared_codebook,
-    )
-
-  sample_key, key = jax.random.split(key)
-  codebooks = cluster(params, *sample(constants, sample_key), key)
-  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
-
-
 def loss_fn(
   model,
   params,
@@ -221,7 +162,7 @@ def loss_fn(
   batch is a step of what Batches.epoch_with_distinct_items() gives; axis_name as in losses.py.
   """
   items = batch["items"][0]
-  features, present = _rows(constants, items)
+  features, present = item_codes.rows(constants, items)
   out = model.apply({"params": params}, items, features, present, axis_name)
   weights = (items >= 0).astype(jnp.float32)
   codebook_loss, commitment_loss = losses.quantization_losses(
@@ -265,54 +206,6 @@ def loss_fn(
   return total, (terms, (out.quantized, present, weights))
 
 
-def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | None = None):
-  """Behind the optimizer's update: moves codes that were idle for `patience` steps.
-
-  Residuals of missing inputs are all alike, so only those of present ones are taken.
-  """
-  quantized, present, weights = outputs
-  codes, residuals, present, weights = losses.gather_rows(
-    (quantized.codes, quantized.residuals, present, weights), axis_name
-  )
-  num_signals = codes.shape[-1]
-  per_signal = [weights] * (num_signals - len(present))  # The id is never missing.
-  per_signal += [weights * present[name] for name in present]
-  per_signal = jnp.stack(per_signal, axis=1)  # [P, M]
-  idle = quantizer.update_idle(idle, codes, per_signal)
-  codebooks, idle = quantizer.revive(
-    key,
-    params["quantizer"]["codebooks"],
-    idle,
-    residuals,
-    per_signal,
-    patience,
-  )
-  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}, idle
-
-
-def make_encode_catalogue(model):
-  """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D]) of all items."""
-  num_chunks = -(-model.num_items // _ENCODE_SIZE)
-  items = jnp.arange(num_chunks * _ENCODE_SIZE, dtype=jnp.int32)
-  items = jnp.where(items < model.num_items, items, -1).reshape(num_chunks, _ENCODE_SIZE)
-
-  @jax.jit
-  def encode_catalogue(params, inputs):
-    variables = {"params": params}
-
-    def encode(items):
-      latents = model.apply(variables, items, *_rows(inputs, items), method="encode")
-      codes = model.apply(variables, latents, method="tokenize").codes
-      # Looked up, not taken from the forward pass: v is a function of the codes alone.
-      return codes, model.apply(variables, codes, method="lookup")
-
-    codes, vectors = jax.lax.map(encode, items)
-    merge = lambda x: x.reshape(-1, *x.shape[2:])[: model.num_items]
-    return merge(codes), merge(vectors)
-
-  return encode_catalogue
-
-
 def _make_eval_fn(
   model, encode_catalogue, dataset, constants, section, max_history: int, partition
 ):
@@ -339,8 +232,8 @@ def _make_eval_fn(
   @functools.partial(jax.jit, out_shardings=partition.replicated)
   def reconstruction_error(params, constants):
     """Of the catalogue's first items: what selects when there is no sequence task."""
-    items = jnp.arange(min(dataset.num_items, 4 * _ENCODE_SIZE), dtype=jnp.int32)
-    features, present = _rows(constants, items)
+    items = jnp.arange(min(dataset.num_items, 4 * item_codes.ENCODE_SIZE), dtype=jnp.int32)
+    features, present = item_codes.rows(constants, items)
     variables = {"params": params}
     latents = model.apply(variables, items, features, present, method="encode")
     q = model.apply(variables, latents, method="tokenize").latent

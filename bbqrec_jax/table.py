@@ -1,0 +1,206 @@
+"""Runs what a table of the paper lacks, and writes the table: Tables 2 to 6, Figures 3 and 4.
+
+python -m bbqrec_jax.table --datasets=beauty,sports --systems=all --seeds=3 --workdir=runs/table
+python -m bbqrec_jax.table --experiment=table3 --datasets=beauty --workdir=runs/table
+python -m bbqrec_jax.table --datasets=beauty --root=DIR --workdir=runs/table --overrides cpu
+python -m bbqrec_jax.table --render_only --datasets=beauty,sports
+python -m bbqrec_jax.table --list
+
+A run is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/SEED; its record, which holds all
+that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again;
+one that was stopped goes on; one that fails is named, and the rest goes on. What launch/sweep.py
+has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md,
+.csv and .tex, with what is there; it names what is missing.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from bbqrec_jax import run_record
+from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.tables import figures, grids, options, records, render, runs, systems, tuning
+from bbqrec_jax.tables.experiments import EXPERIMENTS, LATENCY_BEAMS, Experiment
+from bbqrec_jax.tables.systems import SYSTEMS, System
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; returns its exit status: 1 also where a run has failed."""
+  args = _parse(argv)
+  try:
+    if args.list:
+      print(systems.listing())
+      return 0
+    experiment = EXPERIMENTS[args.experiment]
+    datasets = options.names(args.datasets) or experiment.datasets
+    chosen = _chosen(args.systems, experiment)
+    failed = []
+    if not args.render_only:
+      if not args.workdir:
+        raise UserError("--workdir is missing; give a folder for the runs.")
+      failed = _run_missing(args, experiment, datasets, chosen)
+    _write(experiment, datasets, chosen, args.seeds, args.out)
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  except Stopped as stopped:
+    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
+    return stopped.status
+  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
+    print("\nStopped at once. The same command goes on.", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
+  for outcome in failed:
+    print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
+  return 1 if failed else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="python -m bbqrec_jax.table",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--list", action="store_true", help="every system: config and model files")
+  parser.add_argument("--experiment", choices=EXPERIMENTS, default="table2")
+  parser.add_argument("--datasets", default="", help="names with commas (default: the paper's)")
+  parser.add_argument("--systems", default="all", help="names with commas, of --list")
+  parser.add_argument(
+    "--seeds", type=options.at_least_one, default=3, help="0, 1, ... (default: 3 of them)"
+  )
+  parser.add_argument("--workdir", help="where the runs are kept")
+  options.add(parser)
+  parser.add_argument("--render_only", action="store_true", help="from the records that are there")
+  return parser.parse_args(argv)
+
+
+def _chosen(text: str, experiment: Experiment) -> tuple[str, ...]:
+  """The experiment's systems that --systems names, in the experiment's order."""
+  names = experiment.systems if text == "all" else options.names(text)
+  unknown = [name for name in names if name not in experiment.systems]
+  if unknown or not names:
+    raise UserError(
+      f"--systems={text}: {experiment.name} is of {', '.join(experiment.systems)}, or all."
+    )
+  return tuple(name for name in experiment.systems if name in names)
+
+
+def _run_missing(
+  args: argparse.Namespace,
+  experiment: Experiment,
+  datasets: Sequence[str],
+  chosen: Sequence[str],
+) -> list[runs.Outcome]:
+  """Runs what has no record yet; returns what failed."""
+  wanted = [
+    (dataset, SYSTEMS[name], seed)
+    for dataset in datasets
+    for seed in range(args.seeds)  # First one of each system, so that a table is soon there.
+    for name in chosen
+  ]
+  of_data = {dataset: runs.data_of(dataset, args.root) for dataset in datasets}
+  for dataset in datasets:
+    runs.check_changes(args.overrides, of_data[dataset][0], [SYSTEMS[name] for name in chosen])
+  jobs, facts, done = [], {}, 0
+  for dataset, system, seed in wanted:
+    job, run = _job(args, experiment, dataset, of_data[dataset], system, seed)
+    path = records.path(args.out, dataset, system.name, seed)
+    if _is_recorded(path, run, experiment):
+      done += 1
+      print(f"[{done}/{len(wanted)}] {job.name}: recorded before", flush=True)
+    else:
+      jobs.append(job)
+      facts[job.name] = (system, run, path)
+
+  def tell(outcome: runs.Outcome) -> str:
+    system, run, path = facts[outcome.job.name]
+    workdir = _workdir(args, run["dataset"], system, run["seed"])
+    latency = workdir / "latency.json"
+    record = records.make(
+      workdir, run, run_record.read_json(latency) if latency.exists() else None, system.has_test
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run_record.write_output(path, record)
+    return _summary(record)
+
+  return runs.show(runs.execute(jobs, args.jobs), len(wanted), done + 1, tell)
+
+
+def _workdir(args: argparse.Namespace, dataset: str, system: System, seed: int) -> pathlib.Path:
+  return pathlib.Path(args.workdir, dataset, system.name, str(seed))
+
+
+def _job(
+  args: argparse.Namespace,
+  experiment: Experiment,
+  dataset: str,
+  data: Sequence[str],
+  system: System,
+  seed: int,
+) -> tuple[runs.Job, dict]:
+  """The run, and what its record says under `run`."""
+  try:
+    changes = runs.applicable(system, data[0], args.overrides)
+  except UserError:  # There is no such config; the run will say so.
+    changes = []
+  tuned = tuning.choice(args.out, dataset, system)
+  workdir = _workdir(args, dataset, system, seed)
+  commands = [runs.main_command(system, data, tuned, changes, seed, workdir)]
+  if experiment.needs_latency:
+    beams = map(str, LATENCY_BEAMS)
+    out = f"--out={workdir / 'latency.json'}"
+    commands.append((*runs.PYTHON, "bbqrec_jax.latency", str(workdir), "--num_beams", *beams, out))
+  name = f"{dataset} {system.name} seed {seed}"
+  log = workdir.with_name(f"{seed}.log")
+  run = dict(dataset=dataset, system=system.name, seed=seed, overrides=changes, tuned=list(tuned))
+  return runs.Job(name, tuple(commands), log), run
+
+
+def _is_recorded(path: pathlib.Path, run: dict, experiment: Experiment) -> bool:
+  """Whether the run has its record; raises UserError if that is of other settings."""
+  if not path.exists():
+    return False
+  record = records.read(path)
+  for key, what in (("overrides", "--overrides"), ("tuned", "tuned settings")):
+    if record["run"][key] != run[key]:
+      raise UserError(
+        f"{path} is a run with the {what} {record['run'][key]}, not {run[key]}; remove it, or give "
+        "another --out and --workdir."
+      )
+  return not experiment.needs_latency or "latency" in record
+
+
+def _summary(record: dict) -> str:
+  if "test" in record:
+    names = ("recall@10", "ndcg@10")
+    return "test " + ", ".join(f"{name} {record['test'][name]:.4f}" for name in names)
+  return f"{records.quantity(record, 'collisions')} collisions"
+
+
+def _write(
+  experiment: Experiment,
+  datasets: Sequence[str],
+  chosen: Sequence[str],
+  num_seeds: int,
+  out: pathlib.Path,
+) -> None:
+  """Writes and prints the table; draws the figure."""
+  made = [grids.make(experiment, dataset, chosen, num_seeds, out) for dataset in datasets]
+  text = render.markdown(experiment, made)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
+    (out / f"{experiment.name}.csv").write_text(render.csv_text(made), encoding="utf-8")
+    (out / f"{experiment.name}.tex").write_text(render.latex(experiment, made), encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"{out} cannot be written to ({error.strerror or error}).") from error
+  print(f"\n{text}")
+  written = [out / f"{experiment.name}.{kind}" for kind in ("md", "csv", "tex")]
+  written.append(figures.draw(experiment, made, out))
+  print("Written: " + ", ".join(os.fspath(path) for path in written if path))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

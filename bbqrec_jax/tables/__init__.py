@@ -1,0 +1,1 @@
+"""What `python -m bbqrec_jax.table` is made of: systems, experiments, their runs and tables."""

@@ -1,0 +1,171 @@
+"""Tables as data: records in, cells out, and what is missing."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bbqrec_jax.tables import records, statistics, systems
+from bbqrec_jax.tables.experiments import Column, Experiment
+from bbqrec_jax.tables.statistics import Test, Value
+
+
+class Cell(NamedTuple):
+  value: Value | None  # None: no record has it.
+  is_run: bool  # Whether there is a record.
+  paper: float | None
+  place: int  # 1 and 2: the best and the second best of its column; 0: neither, or not ranked.
+
+
+class Row(NamedTuple):
+  label: str
+  cells: tuple[Cell, ...]
+  tests: dict[int, Test]  # By the number of the column.
+  remarks: tuple[str, ...]  # What was changed of the system's own settings.
+
+
+class Grid(NamedTuple):
+  """One experiment on one dataset."""
+
+  dataset: str
+  columns: tuple[Column, ...]
+  rows: tuple[Row, ...]
+  data: tuple[str, ...]  # What the runs learnt from, in words.
+  missing: tuple[str, ...]  # Runs that have no record, in words.
+
+
+def make(
+  experiment: Experiment,
+  dataset: str,
+  chosen: Sequence[str],
+  num_seeds: int,
+  out: pathlib.Path,
+) -> Grid:
+  """Reads the records of an experiment on one dataset.
+
+  Args:
+    chosen: names of the systems; rows of others are left out.
+    num_seeds: how many there should be: what is missing of the first so many is named, and what is
+      there beyond them counts too.
+    out: the folder that holds `runs`.
+
+  Raises UserError if a record is damaged.
+  """
+  found = {name: records.read_all(out, dataset, name) for name in experiment.systems}
+  columns = range(len(experiment.columns))
+  labels = [
+    label
+    for label in experiment.rows
+    if any(experiment.system_of(label, n) in chosen for n in columns)
+  ]
+  values = {
+    label: [_value(experiment, found, label, n) for n in columns] for label in labels
+  }  # label -> a Value or None for each column.
+  places = [_places(values, n, experiment.columns[n].lower_is_better) for n in columns]
+  rows = [
+    Row(
+      label,
+      tuple(
+        Cell(
+          values[label][n],
+          bool(found[experiment.system_of(label, n)]),
+          experiment.paper(dataset, label, n),
+          places[n].get(label, 0),
+        )
+        for n in columns
+      ),
+      _tests(experiment, found, values) if label == experiment.tested else {},
+      _remarks([found[experiment.system_of(label, n)] for n in columns]),
+    )
+    for label in labels
+  ]
+  names = [name for name in experiment.systems if name in chosen]
+  of_labels = {
+    label: [record for n in columns for record in found[experiment.system_of(label, n)]]
+    for label in labels
+  }
+  return Grid(
+    dataset,
+    experiment.columns,
+    tuple(rows),
+    tuple(_data(of_labels)),
+    tuple(_missing(names, found, num_seeds, experiment.needs_latency)),
+  )
+
+
+def _value(experiment: Experiment, found, label: str, column: int) -> Value | None:
+  quantity = experiment.columns[column].quantity
+  of_seeds = found[experiment.system_of(label, column)]
+  return statistics.over_seeds([records.quantity(record, quantity) for record in of_seeds])
+
+
+def _places(values, column: int, lower_is_better: bool | None) -> dict[str, int]:
+  """label -> 1 or 2. Labels of equal means share a place."""
+  there = {label: row[column].mean for label, row in values.items() if row[column] is not None}
+  if lower_is_better is None or len(there) < 2:
+    return {}
+  means = sorted(set(there.values()), reverse=not lower_is_better)[:2]
+  return {label: means.index(mean) + 1 for label, mean in there.items() if mean in means}
+
+
+def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
+  """The tested row against the best of the others, for each metric of the test split."""
+  tests = {}
+  for n, column in enumerate(experiment.columns):
+    others = {
+      label: row[n].mean
+      for label, row in values.items()
+      if label != experiment.tested and row[n] is not None
+    }
+    if "@" not in column.quantity or not others or values[experiment.tested][n] is None:
+      continue
+    best = max(others, key=others.get)
+    ours, theirs = (found[experiment.system_of(label, n)] for label in (experiment.tested, best))
+    tests[n] = statistics.test(ours, theirs, column.quantity, best)
+  return tests
+
+
+def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
+  """What the user of the table changed, over all runs of a row."""
+  changes = [" ".join(record["run"]["overrides"]) for of_seeds in of_columns for record in of_seeds]
+  return tuple(dict.fromkeys(change for change in changes if change))
+
+
+def _data(of_labels: dict[str, list[dict]]) -> Iterator[str]:
+  """The data in words, once; and their features, with the rows that read them."""
+  lines = {}  # What is said -> the labels that it is said of.
+  for label, of_label in of_labels.items():
+    for record in of_label:
+      counts = record["data"]["table1"]
+      size = (
+        f"{counts['users']:,} users, {counts['items']:,} items, "
+        f"{counts['interactions']:,} interactions"
+      )
+      for line in (size, _features(record)):
+        lines.setdefault(line, {})[label] = None
+  there = sum(bool(of_label) for of_label in of_labels.values())
+  for line, labels in lines.items():
+    yield line if len(labels) == there else f"{line}: {', '.join(labels)}"
+
+
+def _features(record: dict) -> str:
+  """What a run reads beside the ids."""
+  counts, files = record["data"]["table1"], record["config"]["data"].get("features") or {}
+  features = []
+  for modality, key in (("text", "texts"), ("image", "images")):
+    if counts[key]:
+      name = f" ({pathlib.PurePath(files[modality]).name})" if files.get(modality) else ""
+      features.append(f"{modality} of {counts[key]:,} items{name}")
+  return " and ".join(features) or "ids alone"
+
+
+def _missing(names: Sequence[str], found, num_seeds: int, needs_latency: bool) -> list[str]:
+  lines = []
+  for name in names:
+    seeds = {record["run"]["seed"] for record in found[name]}
+    absent = [seed for seed in range(num_seeds) if seed not in seeds]
+    if absent:
+      which = "no run" if not seeds else f"no run of seed {', '.join(map(str, absent))}"
+      lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): {which}")
+    elif needs_latency and not any("latency" in record for record in found[name]):
+      lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): its decoding is not timed")
+  return lines

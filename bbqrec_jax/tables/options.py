@@ -1,0 +1,40 @@
+"""Options of the commands that start many runs: bbqrec_jax/table.py and launch/sweep.py."""
+
+import argparse
+import pathlib
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+  """--out, --root, --overrides and --jobs."""
+  parser.add_argument(
+    "--out", type=pathlib.Path, default=pathlib.Path("results"), help="where the records go"
+  )
+  parser.add_argument(
+    "--root",
+    type=pathlib.Path,
+    help="folder with NAME/NAME.inter, NAME/NAME.item, NAME/text*.npy, NAME/image*.npy (default: "
+    "the configs' own data of this name)",
+  )
+  parser.add_argument(
+    "--overrides",
+    nargs="+",
+    default=[],
+    metavar="CHANGE",
+    help="FIELD=VALUE of a config, or a switch, for every system whose config knows it; with "
+    "SYSTEM: in front for that system alone; the records tell of them",
+  )
+  parser.add_argument(
+    "--jobs", type=at_least_one, help="runs at the same time (default: one for each GPU, or one)"
+  )
+
+
+def at_least_one(text: str) -> int:
+  """A whole number from 1."""
+  if int(text) < 1:
+    raise argparse.ArgumentTypeError("must be at least 1")
+  return int(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+  """What stands between commas, each once."""
+  return tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))

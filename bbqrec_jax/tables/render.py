@@ -1,0 +1,149 @@
+"""Grids as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from bbqrec_jax import compare
+from bbqrec_jax.tables.experiments import Column, Experiment
+from bbqrec_jax.tables.grids import Cell, Grid, Row
+
+NOT_RUN = "not run"
+_MARKDOWN = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
+_LATEX = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
+_LATEX_SPECIAL = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
+
+
+def markdown(experiment: Experiment, grids: Sequence[Grid]) -> str:
+  """A section with a table for each dataset; below it, what was tested and what is missing."""
+  lines = [f"# {experiment.title}", ""]
+  if any("@" in column.quantity for column in experiment.columns):
+    lines += [
+      "Test split, all users, the whole catalogue; the model is selected by validation. Mean ± "
+      "standard deviation over seeds, best in bold, second underlined; beside it, the paper's.",
+      "",
+    ]
+  for grid in grids:
+    remarks = [*(f"Data: {line}." for line in grid.data), *_remarks(grid)]
+    lines += [f"## {grid.dataset}", "", *_table(grid), ""]
+    lines += [*(f"* {remark}" for remark in remarks), ""] if remarks else []
+  return "\n".join(lines)
+
+
+def _table(grid: Grid) -> list[str]:
+  heads, shows_paper = ["", "seeds"], _shows_paper(grid)
+  for n, column in enumerate(grid.columns):
+    heads += [column.label, "paper"] if shows_paper[n] else [column.label]
+  lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+  for row in grid.rows:
+    cells = [row.label + ("" if not row.remarks else " \\*"), _seeds(row)]
+    for n, (column, cell) in enumerate(zip(grid.columns, row.cells)):
+      cells.append(_MARKDOWN[cell.place].format(_text(cell, column)))
+      if shows_paper[n]:
+        cells.append("" if cell.paper is None else format(cell.paper, column.form))
+    lines.append("| " + " | ".join(cells) + " |")
+  for row in grid.rows:
+    if row.tests:
+      cells = [f"{row.label}, against the best other", ""]
+      for n in range(len(grid.columns)):
+        cells.append(_test(row, n))
+        cells += [""] if shows_paper[n] else []
+      lines.append("| " + " | ".join(cells) + " |")
+  return lines
+
+
+def _shows_paper(grid: Grid) -> list[bool]:
+  """Which columns have a number of the paper."""
+  return [
+    any(row.cells[n].paper is not None for row in grid.rows) for n in range(len(grid.columns))
+  ]
+
+
+def _seeds(row: Row) -> str:
+  counts = sorted({cell.value.count for cell in row.cells if cell.value is not None})
+  return "-".join(map(str, counts)) or "0"
+
+
+def _text(cell: Cell, column: Column, plus_minus: str = "±") -> str:
+  if not cell.is_run:
+    return NOT_RUN
+  if cell.value is None:  # What a system cannot have: collisions of SASRec, for one.
+    return ""
+  mean = format(cell.value.mean, column.form)
+  if cell.value.std is None:
+    return mean
+  return f"{mean} {plus_minus} {format(cell.value.std, column.form)}"
+
+
+def _test(row: Row, column: int) -> str:
+  if column not in row.tests:
+    return ""
+  test = row.tests[column]
+  p = "users differ" if test.p is None else f"p = {test.p:.2g}"
+  return f"{test.gain:+.1%} of {test.against}, {p}"
+
+
+_MEANINGS = dict(
+  collisions="collisions: items less distinct semantic IDs, without the running number of TIGER.",
+  ms_per_user="ms a user: of the test split's evaluation, in batches, on the run's own devices.",
+)
+
+
+def _remarks(grid: Grid) -> list[str]:
+  lines = [_MEANINGS[c.quantity] for c in grid.columns if c.quantity in _MEANINGS]
+  lines = list(dict.fromkeys(lines))
+  tested = [row for row in grid.rows if row.tests]
+  if tested:
+    lines.append(
+      "p: two-sided t-test paired by user, of each user's mean over seeds; below "
+      f"{compare.SIGNIFICANCE} counts as significant."
+    )
+  for row in grid.rows:
+    lines += [f"\\* {row.label}: `{remark}`" for remark in row.remarks]
+  lines += [f"Missing: {line}." for line in grid.missing]
+  return lines
+
+
+def csv_text(grids: Sequence[Grid]) -> str:
+  """A line for each cell: dataset, system, metric, mean, std, seeds, paper, best_other, gain, p."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow("dataset system metric mean std seeds paper best_other gain p".split())
+  for grid in grids:
+    for row in grid.rows:
+      for n, (column, cell) in enumerate(zip(grid.columns, row.cells)):
+        value = cell.value or (None, None, 0)
+        test = row.tests.get(n, (None, None, None))
+        writer.writerow([grid.dataset, row.label, column.label, *value, cell.paper, *test])
+  return text.getvalue()
+
+
+def latex(experiment: Experiment, grids: Sequence[Grid]) -> str:
+  """A table with \\toprule and the like (package booktabs); the paper's numbers in parentheses."""
+  columns = grids[0].columns
+  lines = [
+    f"% {experiment.title}. Needs \\usepackage{{booktabs}}.",
+    r"\begin{tabular}{ll" + "r" * len(columns) + "}",
+    r"\toprule",
+    " & ".join(["Dataset", "System", *(_escaped(column.label) for column in columns)]) + r" \\",
+  ]
+  for grid in grids:
+    lines.append(r"\midrule")
+    for row in grid.rows:
+      cells = [
+        _LATEX[cell.place].format(_escaped(_text(cell, column, r"$\pm$")))
+        + ("" if cell.paper is None else f" ({format(cell.paper, column.form)})")
+        for column, cell in zip(columns, row.cells)
+      ]
+      lines.append(" & ".join([_escaped(grid.dataset), _escaped(row.label), *cells]) + r" \\")
+    for row in grid.rows:
+      if row.tests:
+        cells = [_escaped(_test(row, n)) for n in range(len(columns))]
+        label = f"{_escaped(row.label)}, against the best other"
+        lines.append(" & ".join([_escaped(grid.dataset), label, *cells]) + r" \\")
+  missing = [f"% Missing: {grid.dataset}, {line}." for grid in grids for line in grid.missing]
+  return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *missing, ""])
+
+
+def _escaped(text: str) -> str:
+  return text.translate(_LATEX_SPECIAL)

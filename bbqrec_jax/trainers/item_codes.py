@@ -1,0 +1,122 @@
+"""What the stages that give items semantic IDs share: codebooks' start and revival, and encoding.
+
+`model` is one of models/tokenizer.py or models/rqvae.py, which have these methods alike.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bbqrec_jax import losses, train_state
+from bbqrec_jax.models import quantizer
+
+ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
+_KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
+
+
+def rows(inputs, items: jax.Array):
+  """(features, present) of items [P] int32; any rows at -1."""
+  take = lambda x: x[jnp.maximum(items, 0)]
+  return jax.tree.map(take, inputs["features"]), jax.tree.map(take, inputs["present"])
+
+
+def init_params(model, key):
+  """Random parameters, codebooks among them."""
+  items = jnp.arange(2, dtype=jnp.int32)
+  features = {name: jnp.zeros((2, dim), jnp.float32) for name, dim in model.feature_dims.items()}
+  present = {name: jnp.ones(2, bool) for name in features}
+  return jax.jit(model.init)(key, items, features, present)["params"]
+
+
+def init_state(tx, params) -> train_state.TrainState:
+  """The state before the first step: no code is idle yet."""
+  return train_state.create(params, tx, no_idle(params))
+
+
+def no_idle(params) -> jax.Array:
+  """[G, L, N] int32 zeros: since how many steps each code has been idle."""
+  return jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
+
+
+def with_kmeans_codebooks(model, params, constants, key, num_iters: int, partition):
+  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them.
+
+  Every device computes the same: shared work would round otherwise, and k-means magnifies that.
+  """
+  if not num_iters:
+    return params
+  size = min(model.num_items, _KMEANS_ITEMS)
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def sample(constants, key):
+    items = jax.random.permutation(key, model.num_items)[:size].astype(jnp.int32)
+    return items, *rows(constants, items)
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def cluster(params, items, features, present, key):
+    latents = model.apply({"params": params}, items, features, present, method="encode")
+    return quantizer.kmeans_init(
+      key,
+      latents.behavior,
+      num_levels=model.num_levels,
+      codebook_size=model.codebook_size,
+      num_iters=num_iters,
+      shared=model.shared_codebook,
+    )
+
+  sample_key, key = jax.random.split(key)
+  codebooks = cluster(params, *sample(constants, sample_key), key)
+  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
+
+
+def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | None = None):
+  """Behind the optimizer's update: moves codes that were idle for `patience` steps.
+
+  Residuals of missing inputs are all alike, so only those of present ones are taken.
+
+  Args:
+    idle: as no_idle() begins it.
+    outputs: (Quantized, modality -> [P] bool present, [P] float32 weights) of the step's items.
+  """
+  quantized, present, weights = outputs
+  codes, residuals, present, weights = losses.gather_rows(
+    (quantized.codes, quantized.residuals, present, weights), axis_name
+  )
+  num_signals = codes.shape[-1]
+  per_signal = [weights] * (num_signals - len(present))  # The id is never missing.
+  per_signal += [weights * present[name] for name in present]
+  per_signal = jnp.stack(per_signal, axis=1)  # [P, M]
+  idle = quantizer.update_idle(idle, codes, per_signal)
+  codebooks, idle = quantizer.revive(
+    key,
+    params["quantizer"]["codebooks"],
+    idle,
+    residuals,
+    per_signal,
+    patience,
+  )
+  return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}, idle
+
+
+def make_encode_catalogue(model):
+  """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D]) of all items."""
+  num_chunks = -(-model.num_items // ENCODE_SIZE)
+  items = jnp.arange(num_chunks * ENCODE_SIZE, dtype=jnp.int32)
+  items = jnp.where(items < model.num_items, items, -1).reshape(num_chunks, ENCODE_SIZE)
+
+  @jax.jit
+  def encode_catalogue(params, inputs):
+    variables = {"params": params}
+
+    def encode(items):
+      latents = model.apply(variables, items, *rows(inputs, items), method="encode")
+      codes = model.apply(variables, latents, method="tokenize").codes
+      # Looked up, not taken from the forward pass: v is a function of the codes alone.
+      return codes, model.apply(variables, codes, method="lookup")
+
+    codes, vectors = jax.lax.map(encode, items)
+    merge = lambda x: x.reshape(-1, *x.shape[2:])[: model.num_items]
+    return merge(codes), merge(vectors)
+
+  return encode_catalogue

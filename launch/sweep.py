@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Tunes systems within one budget: the same number of trials each, chosen by validation alone.
+
+python launch/sweep.py --dataset=beauty --systems=sasrec,gru4rec --workdir=runs/tuning
+python launch/sweep.py --dataset=beauty --root=DIR --workdir=runs/tuning --overrides cpu
+
+The trials of a system are what its config's sweep(add) adds: overrides, each tried with seed 0. A
+trial is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL. Of its results only the
+validation split's are read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the
+choice, which bbqrec_jax.table then uses. The same command goes on where it was stopped.
+"""
+
+import argparse
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from bbqrec_jax import run_record
+from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.tables import options, runs, systems, tuning
+from bbqrec_jax.tables.systems import System
+
+MONITOR = "ndcg@10"
+_SYSTEMS = (*systems.BASELINES, systems.BBQREC)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; returns its exit status: 1 also where a trial has failed."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--dataset", required=True)
+  parser.add_argument("--systems", default="all", help="names with commas between them")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where trials are kept")
+  options.add(parser)
+  args = parser.parse_args(argv)
+  try:
+    failed = _sweep(args)
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  except Stopped as stopped:
+    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
+    return stopped.status
+  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
+    print("\nStopped at once. The same command goes on.", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
+  for outcome in failed:
+    print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
+  return 1 if failed else 0
+
+
+def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
+  """Runs the trials that are missing; returns those that failed."""
+  known = [system.name for system in _SYSTEMS]
+  names = known if args.systems == "all" else options.names(args.systems)
+  if not names or not set(names) <= set(known):
+    raise UserError(f"--systems={args.systems}: they are {', '.join(known)}, or all.")
+  chosen = [system for system in _SYSTEMS if system.name in names]
+  data = runs.data_of(args.dataset, args.root)
+  runs.check_changes(args.overrides, data[0], chosen)
+  trials = {system.name: trials_of(system) for system in chosen}
+  check_budget(trials)
+  states, jobs, places, done = {}, [], {}, 0
+  for system in chosen:
+    state = states[system.name] = _state(args, system, data, trials[system.name])
+    for n, trial in enumerate(trials[system.name]):
+      workdir = args.workdir / args.dataset / system.name / str(n)
+      if state["trials"][n]["valid"] is not None:
+        done += 1
+        continue
+      name = f"{args.dataset} {system.name} trial {n}: {' '.join(systems.as_text(trial))}"
+      changes = state["budget"]["overrides"]
+      command = runs.main_command(system, data, systems.as_text(trial), changes, 0, workdir)
+      jobs.append(runs.Job(name, (command,), workdir.with_name(f"{n}.log")))
+      places[name] = (system, n, workdir)
+  total = done + len(jobs)
+  if done:
+    print(f"{done} of {total} trials were made before.", flush=True)
+
+  def tell(outcome: runs.Outcome) -> str:
+    system, n, workdir = places[outcome.job.name]
+    state = states[system.name]
+    state["trials"][n] |= validation_of(workdir)
+    choose(state)
+    path = tuning.path(args.out, args.dataset, system.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run_record.write_output(path, state)
+    return f"valid {MONITOR} {state['trials'][n]['valid'][MONITOR]:.4f}"
+
+  failed = runs.show(runs.execute(jobs, args.jobs), total, done + 1, tell)
+  for name, state in states.items():
+    if state["choice"] is not None:
+      print(f"{name}: {' '.join(systems.as_text(state['choice'])) or 'nothing to choose'}")
+  return failed
+
+
+def trials_of(system: System) -> list[dict]:
+  """The overrides of each trial; raises UserError where the config says nothing of them."""
+  module = systems.load_module(system.config)
+  if not hasattr(module, "sweep"):
+    raise UserError(f"configs/{system.config}.py has no sweep().")
+  trials = []
+  module.sweep(lambda **overrides: trials.append(overrides))
+  return trials
+
+
+def check_budget(trials: dict[str, list[dict]]) -> None:
+  """Raises UserError if systems get different numbers of trials; none is for what has no choice."""
+  counts = {name: len(of_system) for name, of_system in trials.items() if of_system}
+  if len(set(counts.values())) > 1:
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    raise UserError(f"Each system must have the same number of trials; they have {said}.")
+
+
+def _state(args, system: System, data: Sequence[str], trials: list[dict]) -> dict:
+  """The content of the tuning's file as far as it is made.
+
+  Raises UserError if the file is of another budget.
+  """
+  budget = dict(
+    num_trials=len(trials),
+    seed=0,
+    monitor=f"valid {MONITOR}",
+    overrides=runs.applicable(system, data[0], args.overrides),
+  )
+  path = tuning.path(args.out, args.dataset, system.config)
+  blank = [dict(overrides=trial, valid=None) for trial in trials]
+  if not path.exists():
+    return dict(dataset=args.dataset, system=system.name, budget=budget, choice=None, trials=blank)
+  state = run_record.read_json(path, ("budget", "choice", "trials"))
+  same = [trial["overrides"] for trial in state["trials"]] == run_record.to_jsonable(trials)
+  if state["budget"] != budget or not same:
+    raise UserError(f"{path} is of another budget or other trials; remove it to tune again.")
+  return state
+
+
+def validation_of(workdir: pathlib.Path) -> dict:
+  """What a trial reached on validation, and what it cost. The test split's results stay unread."""
+  results = run_record.read_json(workdir / "results.json", ("valid", "stages", "provenance"))
+  return dict(
+    valid=results["valid"],
+    epochs={stage: record["epochs"] for stage, record in results["stages"].items()},
+    seconds={stage: record["seconds"] for stage, record in results["stages"].items()},
+    provenance=results["provenance"],
+  )
+
+
+def choose(state: dict) -> None:
+  """Sets the choice once every trial is made: the best by validation, the earlier of equals."""
+  values = [trial["valid"] and trial["valid"][MONITOR] for trial in state["trials"]]
+  if None not in values:
+    state["choice"] = state["trials"][values.index(max(values))]["overrides"]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,230 @@
+"""Tables out of records: means, marks, tests, what is missing; Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from bbqrec_jax import metrics, table
+from bbqrec_jax.errors import UserError
+from bbqrec_jax.tables import experiments, grids, paper, records, render, statistics, systems
+from tests import table_records
+from tests.table_records import USERS, some_ranks, write_record
+
+TABLE2, TABLE5 = experiments.EXPERIMENTS["table2"], experiments.EXPERIMENTS["table5"]
+
+
+def make(out, *names, seeds=2, dataset="beauty", experiment=TABLE2):
+  return grids.make(experiment, dataset, names, seeds, out)
+
+
+def row(grid, label):
+  return next(row for row in grid.rows if row.label == label)
+
+
+def better(ranks, by):
+  return np.maximum(1, ranks - by).astype(np.int32)
+
+
+@pytest.fixture
+def out(tmp_path):
+  """Three systems on Beauty, two seeds each but for SASRec, the best BBQRec, GRU4Rec the worst."""
+  for seed in range(2):
+    write_record(tmp_path, "beauty", "bbqrec", seed, better(some_ranks(seed), 7))
+    write_record(tmp_path, "beauty", "gru4rec", seed, some_ranks(seed))
+  write_record(tmp_path, "beauty", "sasrec", 0, better(some_ranks(0), 4))
+  return tmp_path
+
+
+def test_means_and_deviations_are_over_seeds(out):
+  grid = make(out, "gru4rec", "sasrec", "bbqrec")
+  for n, column in enumerate(grid.columns[:4]):
+    name = column.quantity
+    per_seed = [metrics.summary(some_ranks(seed), (5, 10))[name] for seed in range(2)]
+    value = row(grid, "GRU4Rec").cells[n].value
+    assert value.mean == pytest.approx(sum(per_seed) / 2)
+    assert value.std == pytest.approx(abs(per_seed[0] - per_seed[1]) / np.sqrt(2))
+    assert value.count == 2
+    assert row(grid, "SASRec").cells[n].value.std is None
+
+
+def test_the_best_and_the_second_are_marked_in_every_form(out):
+  grid = make(out, "gru4rec", "sasrec", "bbqrec", "popularity")
+  places = {row.label: [cell.place for cell in row.cells] for row in grid.rows}
+  assert places == {
+    "Popularity": [0] * 6,
+    "GRU4Rec": [0] * 6,
+    "SASRec": [2] * 4 + [0] * 2,  # Collisions and time are not ranked.
+    "BBQRec": [1] * 4 + [0] * 2,
+  }
+  sasrec = row(grid, "SASRec").cells[0].value.mean
+  text, tex = render.markdown(TABLE2, [grid]), render.latex(TABLE2, [grid])
+  assert f"| SASRec | 1 | <ins>{sasrec:.4f}</ins> | 0.0641 |" in text
+  assert rf"\underline{{{sasrec:.4f}}} (0.0641) &" in tex
+  bbqrec = row(grid, "BBQRec").cells[1].value
+  assert f"**{bbqrec.mean:.4f} ± {bbqrec.std:.4f}** | 0.1147 |" in text
+  assert rf"\textbf{{{bbqrec.mean:.4f} $\pm$ {bbqrec.std:.4f}}} (0.1147) &" in tex
+
+
+def test_equal_means_share_a_place(tmp_path):
+  for name in ("gru4rec", "sasrec", "bbqrec"):
+    ranks = some_ranks(0) if name != "bbqrec" else better(some_ranks(0), 7)
+    write_record(tmp_path, "beauty", name, 0, ranks)
+  grid = make(tmp_path, "gru4rec", "sasrec", "bbqrec", seeds=1)
+  assert [row.cells[0].place for row in grid.rows] == [2, 2, 1]
+
+
+def test_few_collisions_are_better(tmp_path):
+  for name, surplus in (("tiger_ids_l2", 50), ("letter_ids_l2", 70), ("bbqrec_ids_l2", 0)):
+    codebook = dict(num_surplus_items=surplus)
+    write_record(tmp_path, "toys", name, 0, some_ranks(0), codebook=codebook)
+  grid = make(tmp_path, *TABLE5.systems, seeds=1, dataset="toys", experiment=TABLE5)
+  assert [row.cells[0].place for row in grid.rows] == [2, 0, 1]
+  assert [row.cells[0].value.mean for row in grid.rows] == [50, 70, 0]
+  assert [row.cells[0].paper for row in grid.rows] == [2154, 2522, 12]
+  text = render.markdown(TABLE5, [grid])
+  assert "| RQ-VAE | 1 | <ins>50</ins> | 2154 | not run | 466 |" in text
+  assert "Missing: RQ-VAE, L = 3 (`tiger_ids_l3`): no run." in text
+
+
+def test_the_t_test_is_paired_by_user_over_the_mean_of_seeds(out):
+  tests = row(make(out, "gru4rec", "sasrec", "bbqrec"), "BBQRec").tests
+  assert {n: test.against for n, test in tests.items()} == dict.fromkeys(range(4), "SASRec")
+  ours = np.mean([better(some_ranks(seed), 7) <= 10 for seed in range(2)], axis=0)
+  theirs = (better(some_ranks(0), 4) <= 10).astype(float)
+  assert tests[1].p == pytest.approx(scipy.stats.ttest_rel(ours, theirs).pvalue)
+  assert tests[1].gain == pytest.approx(ours.mean() / theirs.mean() - 1)
+  said = f"| {tests[1].gain:+.1%} of SASRec, p = {tests[1].p:.2g} |"
+  assert said in render.markdown(TABLE2, [make(out, "gru4rec", "sasrec", "bbqrec")])
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [dict(users="others"), dict(data=dict(table1=table_records.table1() | dict(items=98)))],
+)
+def test_other_users_are_not_paired(out, changes):
+  write_record(out, "beauty", "sasrec", 0, better(some_ranks(0), 4), **changes)
+  grid = make(out, "gru4rec", "sasrec", "bbqrec")
+  assert row(grid, "BBQRec").tests[0].p is None
+  assert "of SASRec, users differ" in render.markdown(TABLE2, [grid])
+
+
+def test_what_is_missing_is_named_and_its_cells_say_so(out):
+  text = render.markdown(TABLE2, [make(out, "sasrec", "tiger", "bbqrec", seeds=3)])
+  assert "* Missing: SASRec (`sasrec`): no run of seed 1, 2." in text
+  assert "* Missing: TIGER (`tiger`): no run." in text
+  assert "* Missing: BBQRec (`bbqrec`): no run of seed 2." in text
+  line = next(line for line in text.splitlines() if line.startswith("| TIGER"))
+  assert line.count(render.NOT_RUN) == 6
+  # SASRec has no semantic IDs: nothing is missing there.
+  line = next(line for line in text.splitlines() if line.startswith("| SASRec"))
+  assert line.endswith("|  | 2.000 |") and render.NOT_RUN not in line
+
+
+def test_a_shortened_run_is_marked_and_the_data_are_described(out):
+  run = dict(dataset="beauty", system="sasrec", seed=0, overrides=["ranker.num_epochs=3"], tuned=[])
+  write_record(out, "beauty", "sasrec", 0, some_ranks(0), run=run)
+  text = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec")])
+  assert "| SASRec \\* |" in text and "* \\* SASRec: `ranker.num_epochs=3`" in text
+  assert "| BBQRec |" in text
+  assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
+  assert "* Data: text of 89 items (text_a.npy).\n" in text
+
+
+def test_it_is_said_who_reads_which_features(out):
+  table1 = table_records.table1() | dict(texts=0)
+  write_record(out, "beauty", "sasrec", 0, some_ranks(0), data=dict(table1=table1))
+  text = render.markdown(TABLE2, [make(out, "gru4rec", "sasrec", "bbqrec")])
+  assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
+  assert "* Data: ids alone: SASRec.\n" in text
+  assert "* Data: text of 89 items (text_a.npy): GRU4Rec, BBQRec.\n" in text
+
+
+def test_csv_holds_every_number(out):
+  grid = make(out, "gru4rec", "sasrec", "bbqrec", "tiger")
+  lines = list(csv.DictReader(io.StringIO(render.csv_text([grid]))))
+  assert len(lines) == 4 * len(grid.columns)
+  line = next(x for x in lines if (x["system"], x["metric"]) == ("BBQRec", "NDCG@10"))
+  value, test = row(grid, "BBQRec").cells[3].value, row(grid, "BBQRec").tests[3]
+  assert [float(line[name]) for name in ("mean", "std", "paper")] == [*value[:2], 0.0683]
+  assert (line["best_other"], float(line["p"]), float(line["gain"])) == (
+    "SASRec",
+    test.p,
+    test.gain,
+  )
+  line = next(x for x in lines if (x["system"], x["metric"]) == ("TIGER", "NDCG@10"))
+  assert (line["mean"], line["seeds"], line["paper"]) == ("", "0", "0.0629")
+
+
+def test_ranks_survive_packing_as_far_as_metrics_see_them():
+  ranks = np.array([1, 10, 11, 300, metrics.NOT_FOUND, 5], np.int32)
+  unpacked = records.unpack_ranks(records.pack_ranks(ranks))
+  far = metrics.NOT_FOUND
+  np.testing.assert_array_equal(unpacked, [1, 10, far, far, far, 5])
+  assert len(records.pack_ranks(some_ranks(0))) < USERS
+  for text in ("", "no base64!", "AAAA", None):
+    with pytest.raises(UserError, match="test_ranks of a record is damaged"):
+      records.unpack_ranks(text)
+
+
+def test_every_system_of_an_experiment_exists_and_the_papers_rows_are_its_rows():
+  for experiment in experiments.EXPERIMENTS.values():
+    assert set(experiment.systems) <= set(systems.SYSTEMS)
+    for of_dataset in paper.OF.get(experiment.name, {}).values():
+      assert set(of_dataset) <= set(experiment.rows)
+      assert all(len(numbers) <= len(experiment.columns) for numbers in of_dataset.values())
+  # Each is run once, whatever tables it stands in.
+  assert len({s._replace(label="", overrides=str(s.overrides), name="") for s in
+              systems.SYSTEMS.values()}) == len(systems.SYSTEMS)  # fmt: skip
+  assert [label for label in TABLE2.rows][2:] == list(paper.TABLE2["beauty"])
+
+
+def test_the_latency_of_table_6_is_a_medians(tmp_path):
+  experiment = experiments.EXPERIMENTS["table6"]
+  latency = dict(seconds_per_user={"50": 0.25, "100": 0.5})
+  write_record(tmp_path, "beauty", "tiger", 0, some_ranks(0), latency=latency)
+  write_record(tmp_path, "beauty", "bbqrec", 0, some_ranks(0))
+  grid = make(tmp_path, "tiger", "bbqrec", seeds=1, experiment=experiment)
+  assert [cell.value.mean for cell in row(grid, "TIGER").cells] == [0.25, 0.5]
+  assert grid.missing == ("BBQRec (`bbqrec`): its decoding is not timed",)
+
+
+@pytest.mark.parametrize("name", ["figure3", "figure4"])
+def test_figures_are_drawn_from_records(tmp_path, capsys, name):
+  pytest.importorskip("matplotlib")
+  for system in experiments.EXPERIMENTS[name].systems[1:]:
+    write_record(tmp_path, "beauty", system, 0, some_ranks(0))
+  argv = ["--render_only", f"--experiment={name}", "--datasets=beauty", "--seeds=1"]
+  assert table.main([*argv, f"--out={tmp_path}"]) == 0
+  assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+  assert "no run" in capsys.readouterr().out
+
+
+def test_a_table_without_any_record_is_all_missing(tmp_path, capsys):
+  out = tmp_path / "new"
+  argv = ["--render_only", "--datasets=beauty,sports", "--systems=sasrec,bbqrec", f"--out={out}"]
+  assert table.main(argv) == 0
+  printed = capsys.readouterr().out
+  assert (out / "table2.md").read_text() in printed
+  assert printed.count(": no run.") == 4 and "## sports" in printed
+  assert not (out / "runs").exists()
+
+
+def test_damaged_records_are_told_in_a_sentence(tmp_path, capsys):
+  write_record(tmp_path, "beauty", "sasrec", 0, some_ranks(0))
+  path = records.path(tmp_path, "beauty", "sasrec", 0)
+  argv = ["--render_only", "--datasets=beauty", "--systems=sasrec", f"--out={tmp_path}"]
+  whole = json.loads(path.read_text())
+  for text in ("", "[]", "{", json.dumps({k: v for k, v in whole.items() if k != "run"})):
+    path.write_text(text)
+    assert table.main(argv) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: {path} ") and said.count("\n") == 1
+
+
+def test_statistics_of_nothing():
+  assert statistics.over_seeds([None, None]) is None
+  assert statistics.over_seeds([None, 2.0]) == (2.0, None, 1)
