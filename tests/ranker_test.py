@@ -104,6 +104,24 @@ def test_negatives_are_uniform_and_their_own_sequence_is_told():
   np.testing.assert_array_equal(allowed[1::2], ~np.isin(negatives[1::2], [3, 5]))
 
 
+def test_what_a_model_prepares_is_computed_once(tmp_path):
+  path, drawn = tmp_path / "ranker_prepared.npz", []
+
+  class Model:
+    def prepare(self, inputs, key):
+      drawn.append(jax.random.key_data(key))
+      return dict(codes=np.full(2, len(drawn)))
+
+  for _ in range(2):
+    np.testing.assert_array_equal(ranker.prepared(Model(), {}, path, seed=3)["codes"], [1, 1])
+  path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(UserError, match=r"ranker_prepared\.npz cannot be read .*remove the workdir"):
+    ranker.prepared(Model(), {}, path, seed=3)
+  assert len(drawn) == 1
+  ranker.prepared(Model(), {}, tmp_path / "pretrainer_prepared.npz", seed=3)
+  np.testing.assert_array_equal(drawn[0], drawn[1])  # Of one run, whatever the stage.
+
+
 @pytest.mark.parametrize(
   ("config", "changes", "said"),
   [

@@ -116,7 +116,7 @@ def fit(
   section = config[stage]
   model = make_model(stage, config, dataset)
   inputs = make_inputs(dataset)
-  inputs |= _prepared(model, inputs, workdir / f"{stage}_prepared.npz", config.seed)
+  inputs |= prepared(model, inputs, workdir / f"{stage}_prepared.npz", config.seed)
   partition = partition_lib.Partition(**config.parallel)
   inputs = partition.place_tables(inputs)
   examples = batches.windows if model.every_target else batches.prefixes
@@ -195,8 +195,11 @@ def record(trained: Trained, started: float) -> dict[str, Any]:
   )
 
 
-def _prepared(model, inputs, path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
-  """What the model prepares: read where it was, since another device could round otherwise."""
+def prepared(model, inputs, path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
+  """What the model prepares: read where it was, since another device could round otherwise.
+
+  Raises UserError if the file is damaged.
+  """
   if path.exists():
     return npz.read(path, (), "remove the workdir and run again")
   arrays = model.prepare(inputs, jax.random.fold_in(jax.random.key(seed), 1))
