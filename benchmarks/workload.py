@@ -219,14 +219,16 @@ def ranker_steps(config, dataset: Dataset, share: float) -> tuple[Callable[[], A
   num_steps = max(round(share * data.steps_per_epoch), 1)
   state = train_state.create(params, tx)
   take_steps = _steps(train_step, state, data.epoch(0), inputs, num_steps)
-  take_steps()  # The next call compiles once more, for the state as this one leaves it.
   return take_steps, num_steps, data.steps_per_epoch
 
 
 def _steps(train_step, state, epoch, constants, num_steps: int) -> Callable[[], Any]:
   epoch = jax.device_put(epoch)
   train_chunk = train_state.make_train_chunk(train_step, max(num_steps, loop.MAX_CHUNK_STEPS))
-  train_chunk = partition.Partition().compile_chunk(train_chunk, state)
+  part = partition.Partition()
+  # Where each call leaves it, so that the second one compiles nothing.
+  state = jax.device_put(state, part.shardings(state))
+  train_chunk = part.compile_chunk(train_chunk, state)
   key = jax.random.key(0, impl="rbg")  # As in the trainers.
 
   def take_steps():
