@@ -13,7 +13,7 @@ from bbqrec_jax.errors import UserError
 
 RANKERS = ("gru4rec", "sasrec", "bert4rec", "gru4rec_f", "sasrec_f", "nova_bert")
 COUNTS = ("popularity", "item_knn")
-LEARNING = {"ranker.num_epochs": 40, "ranker.batch_size": 64, "ranker.eval_epochs": 4}
+LEARNING = {"ranker.num_epochs": 60, "ranker.batch_size": 64, "ranker.eval_epochs": 6}
 
 
 def run(name, arg, workdir, **changes):
