@@ -18,7 +18,7 @@ def get_config(arg: str = ""):
     num_heads=2,
     mlp_dim=256,
     mask_rate=0.6,
-    last_rate=0.1,
+    last_rate=0.5,
     dropout_rate=0.2,
   )
   if arg.smoke:

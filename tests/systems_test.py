@@ -17,7 +17,7 @@ RANKERS = (
 COUNTS = ("popularity", "item_knn")
 GENERATORS = ("tiger", "letter")
 FAST = ("sasrec", *COUNTS)
-LEARNING = {"ranker.num_epochs": 40, "ranker.batch_size": 64, "ranker.eval_epochs": 4}
+LEARNING = {"ranker.num_epochs": 60, "ranker.batch_size": 64, "ranker.eval_epochs": 6}
 # Of every prefix by itself, twice: fewer epochs of shorter ones by a smaller model.
 LEARNING_PREFIXES = {
   "max_history": 8,

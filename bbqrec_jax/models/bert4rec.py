@@ -13,11 +13,12 @@ class Model(item_ranker.ItemRanker):
   """A bidirectional transformer that learns to fill in masked items of a sequence.
 
   Sun et al. 2019 (BERT4Rec, arXiv:1904.06690), Eqs. (1)-(8); a mask behind the history asks for
-  the next item. Where we differ: blocks are those of models/sasrec_encoder.py (pre-norm); of a
+  the next item. Where we differ: blocks are those of models/sasrec_encoder.py (pre-norm). Of a
   sequence of n items round(mask_rate * n), and one at least, are masked rather than each by a
-  draw of its own, so that it is known how many rows have to be scored; and a share `last_rate` of
-  sequences has its last item masked alone, which the paper adds as samples of their own. A
-  sequence weighs by its length, where Eq. (8) gives all of them the same.
+  draw of its own, so that it is known how many rows have to be scored. The paper adds samples whose
+  last item alone is masked; here a share `last_rate` of sequences is cut at a random place, and
+  the last item before the cut masked. A sequence weighs by its length, where Eq. (8) gives all of
+  them the same.
   """
 
   width: int = 128  # E, d of the paper.
@@ -25,7 +26,7 @@ class Model(item_ranker.ItemRanker):
   num_heads: int = 2
   mlp_dim: int = 256
   mask_rate: float = 0.6  # rho.
-  last_rate: float = 0.1
+  last_rate: float = 0.5
   dropout_rate: float = 0.2
   dtype: str = "float32"  # Of products; parameters, softmax and the result are float32.
 
@@ -52,7 +53,7 @@ class Model(item_ranker.ItemRanker):
 
   def predictions(self, items, history, targets, inputs, deterministic):
     sequence = jnp.concatenate([history[:, :1], targets], axis=1)  # [R, S], S = T + 1.
-    chosen, asked = self._choose(sequence)
+    sequence, chosen, asked = self._corrupt(sequence)
     place = jax.nn.one_hot(jnp.where(asked, chosen, -1), sequence.shape[1], dtype=bool)
     hidden = self._encode(items, sequence, jnp.any(place, axis=1), inputs, deterministic)
     hidden = jnp.take_along_axis(hidden, chosen[:, :, None], axis=1)  # [R, P, E]
@@ -74,20 +75,28 @@ class Model(item_ranker.ItemRanker):
     del sequence, inputs
     return None
 
-  def _choose(self, sequence: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which positions are masked: positions [R, P] int32, and whether each of them is meant."""
-    valid = sequence >= 0
-    length = jnp.sum(valid, axis=1, keepdims=True)  # [R, 1]
+  def _corrupt(self, sequence: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is masked of sequences [R, S] int32, -1 behind the end.
+
+    Returns:
+      sequence: [R, S] int32, cut where the last item alone is to be masked.
+      chosen: [R, P] int32, positions.
+      asked: [R, P] bool, whether each of them is masked.
+    """
+    places = jnp.arange(sequence.shape[1])[None, :]
+    order_key, alone_key, cut_key = jax.random.split(self.make_rng("mask"), 3)
+    length = jnp.sum(sequence >= 0, axis=1, keepdims=True)  # [R, 1], 2 at least, or 0.
+    alone = jax.random.uniform(alone_key, length.shape) < self.last_rate
+    cut = 2 + jnp.floor(jax.random.uniform(cut_key, length.shape) * (length - 1)).astype(jnp.int32)
+    length = jnp.where(alone, jnp.minimum(cut, length), length)
+    sequence = jnp.where(places < length, sequence, -1)
+    order = jnp.where(sequence >= 0, jax.random.uniform(order_key, sequence.shape), 2.0)
+    order = jnp.where(alone & (places == length - 1), -1.0, order)
     most = min(math.ceil(self.mask_rate * sequence.shape[1]) + 1, sequence.shape[1])
     count = jnp.clip(jnp.round(self.mask_rate * length).astype(jnp.int32), 1, most)
-    order_key, last_key = jax.random.split(self.make_rng("mask"))
-    order = jnp.where(valid, jax.random.uniform(order_key, sequence.shape), 2.0)
-    # The last item comes first where it is to be masked alone.
-    alone = jax.random.uniform(last_key, length.shape) < self.last_rate
-    is_last = jnp.arange(sequence.shape[1])[None, :] == length - 1
-    order, count = jnp.where(alone & is_last, -1.0, order), jnp.where(alone, 1, count)
+    count = jnp.where(alone, 1, count)
     _, chosen = jax.lax.top_k(-order, most)
-    return chosen, (jnp.arange(most)[None, :] < count) & (length > 0)
+    return sequence, chosen, (jnp.arange(most)[None, :] < count) & (length > 0)
 
   def _encode(self, items, sequence, masked, inputs, deterministic):
     """[B, S, E] of sequences [B, S] int32 whose items at `masked` [B, S] bool are hidden."""
