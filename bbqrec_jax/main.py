@@ -135,7 +135,8 @@ def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
   """Recall and NDCG of ranking every item by its training count: split -> metrics."""
   ranks = jnp.asarray(popularity.ranks(dataset))
   make_evaluator = functools.partial(ranking.Evaluator, dataset, max_history=1, batch_size=4096)
-  return ranking.evaluate_splits(make_evaluator, lambda history, targets: ranks[targets])[0]
+  results, _ = ranking.evaluate_splits(make_evaluator, lambda history, targets: ranks[targets])
+  return {split: results[split] for split in ("valid", "test")}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues) -> int:

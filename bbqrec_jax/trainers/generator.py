@@ -9,9 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbqrec_jax import (
-  checkpoint,
-  diagnostics,
-  loop,
   losses,
   metrics,
   optim,
@@ -27,6 +24,7 @@ from bbqrec_jax.decoding import trie as trie_lib
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.trainers import fitting
 
 STAGE = "generator"
 
@@ -93,7 +91,6 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     axis_name=partition.axis_name,
   )
   state = partition.init(lambda params: train_state.create(params, tx), params)
-  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   generate = generate_lib.make_generate(
     model, num_beams=section.num_beams, num_results=section.num_results
   )
@@ -114,28 +111,19 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     return functools.partial(rank_fn, (params, catalogue, trie))
 
   selection = make_evaluator(split="valid", max_users=section.selection_users)
-  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
-    fitted = loop.fit(
-      state,
-      partition.compile_chunk(train_chunk, state),
-      lambda epoch: partition.place_epoch(data.epoch(epoch)),
-      stage=STAGE,
-      constants=catalogue,
-      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
-      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
-      num_steps=num_steps,
-      steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: selection.run(ranks_by(params))[0],
-      eval_steps=section.eval_epochs * data.steps_per_epoch,
-      monitor=section.monitor,
-      patience=section.patience,
-      log_steps=section.log_steps,
-      examples_per_step=data.num_examples / data.steps_per_epoch,
-      checkpointer=checkpointer,
-      writer=writer,
-      workdir=workdir,
-      profile_steps=diagnostics.parse_steps(config.profile_steps),
-    )
+  fitted = fitting.fit(
+    config,
+    STAGE,
+    state,
+    train_step,
+    data=data,
+    epoch_fn=data.epoch,
+    constants=catalogue,
+    eval_fn=lambda params: selection.run(ranks_by(params))[0],
+    partition=partition,
+    workdir=workdir,
+    writer=writer,
+  )
 
   results, ranks = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   if partition_lib.is_main():

@@ -31,7 +31,6 @@ import numpy as np
 
 from bbqrec_jax import (
   checkpoint,
-  diagnostics,
   loop,
   losses,
   metrics,
@@ -46,6 +45,7 @@ from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import layers
+from bbqrec_jax.trainers import fitting
 
 STAGE = "ranker"
 LOSSES = ("softmax", "bce")
@@ -144,7 +144,6 @@ def fit(
     make_loss(model, axis_name=axis_name), tx, axis_name=axis_name
   )
   state = partition.init(lambda params: train_state.create(params, tx), params)
-  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   make_items = jax.jit(functools.partial(catalogue, model))
   rank_fn = ranking.make_rank_fn(functools.partial(ranks, model), partition)
 
@@ -160,28 +159,19 @@ def fit(
     return functools.partial(rank_fn, (params, make_items(params, inputs), inputs))
 
   selection = make_evaluator(split="valid")
-  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
-    fitted = loop.fit(
-      state,
-      partition.compile_chunk(train_chunk, state),
-      lambda epoch: partition.place_epoch(data.epoch(epoch)),
-      stage=stage,
-      constants=inputs,
-      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
-      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
-      num_steps=num_steps,
-      steps_per_epoch=data.steps_per_epoch,
-      eval_fn=lambda params: selection.run(ranks_by(params))[0],
-      eval_steps=section.eval_epochs * data.steps_per_epoch,
-      monitor=section.monitor,
-      patience=section.patience,
-      log_steps=section.log_steps,
-      examples_per_step=data.num_examples / data.steps_per_epoch,
-      checkpointer=checkpointer,
-      writer=writer,
-      workdir=workdir,
-      profile_steps=diagnostics.parse_steps(config.profile_steps),
-    )
+  fitted = fitting.fit(
+    config,
+    stage,
+    state,
+    train_step,
+    data=data,
+    epoch_fn=data.epoch,
+    constants=inputs,
+    eval_fn=lambda params: selection.run(ranks_by(params))[0],
+    partition=partition,
+    workdir=workdir,
+    writer=writer,
+  )
   return Trained(fitted, make_evaluator, ranks_by, lambda params: make_items(params, inputs))
 
 

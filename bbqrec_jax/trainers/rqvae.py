@@ -23,9 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbqrec_jax import (
-  checkpoint,
-  diagnostics,
-  loop,
   losses,
   optim,
   plugins,
@@ -39,7 +36,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import balanced, layers
-from bbqrec_jax.trainers import item_codes
+from bbqrec_jax.trainers import fitting, item_codes
 
 STAGE = "rqvae"
 # What can select the parameters; larger is better. "distinct_ids": semantic IDs by items.
@@ -124,30 +121,21 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   state = partition.init(
     functools.partial(init_state, tx, num_clusters=num_clusters), params, cluster_key
   )
-  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   encode_catalogue = item_codes.make_encode_catalogue(model)
   evaluate = _make_eval_fn(model, encode_catalogue, constants, partition)
-  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
-    fitted = loop.fit(
-      state,
-      partition.compile_chunk(train_chunk, state),
-      lambda epoch: partition.place_epoch(data.epoch(epoch)),
-      stage=STAGE,
-      constants=constants,
-      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
-      num_steps=num_steps,
-      steps_per_epoch=data.steps_per_epoch,
-      eval_fn=evaluate,
-      eval_steps=section.eval_epochs * data.steps_per_epoch,
-      monitor=section.monitor,
-      patience=section.patience,
-      log_steps=section.log_steps,
-      examples_per_step=data.num_examples / data.steps_per_epoch,
-      checkpointer=checkpointer,
-      writer=writer,
-      workdir=workdir,
-      profile_steps=diagnostics.parse_steps(config.profile_steps),
-    )
+  fitted = fitting.fit(
+    config,
+    STAGE,
+    state,
+    train_step,
+    data=data,
+    epoch_fn=data.epoch,
+    constants=constants,
+    eval_fn=evaluate,
+    partition=partition,
+    workdir=workdir,
+    writer=writer,
+  )
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
   report = codebook.report(codes, model.codebook_size, model.signals, True)

@@ -9,9 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbqrec_jax import (
-  checkpoint,
-  diagnostics,
-  loop,
   losses,
   metrics,
   optim,
@@ -24,7 +21,7 @@ from bbqrec_jax.data import batches, scaling, semantic_ids
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.evaluators import codebook, ranking
 from bbqrec_jax.metric_writer import MetricWriter
-from bbqrec_jax.trainers import item_codes
+from bbqrec_jax.trainers import fitting, item_codes
 
 STAGE = "tokenizer"
 # What can select the parameters; larger is better. "reconstruction" is for a run without L_Rec.
@@ -91,33 +88,23 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     axis_name=axis_name,
   )
   state = partition.init(functools.partial(item_codes.init_state, tx), params)
-  train_chunk = train_state.make_train_chunk(train_step, loop.MAX_CHUNK_STEPS)
   encode_catalogue = item_codes.make_encode_catalogue(model)
   evaluate = _make_eval_fn(
     model, encode_catalogue, dataset, constants, section, max_history, partition
   )
-  with checkpoint.Checkpointer(workdir / "checkpoints" / STAGE) as checkpointer:
-    fitted = loop.fit(
-      state,
-      partition.compile_chunk(train_chunk, state),
-      lambda epoch: partition.place_epoch(data.epoch_with_distinct_items(epoch, dataset.num_items)),
-      stage=STAGE,
-      constants=constants,
-      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
-      key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
-      num_steps=num_steps,
-      steps_per_epoch=data.steps_per_epoch,
-      eval_fn=evaluate,
-      eval_steps=section.eval_epochs * data.steps_per_epoch,
-      monitor=section.monitor,
-      patience=section.patience,
-      log_steps=section.log_steps,
-      examples_per_step=data.num_examples / data.steps_per_epoch,
-      checkpointer=checkpointer,
-      writer=writer,
-      workdir=workdir,
-      profile_steps=diagnostics.parse_steps(config.profile_steps),
-    )
+  fitted = fitting.fit(
+    config,
+    STAGE,
+    state,
+    train_step,
+    data=data,
+    epoch_fn=lambda epoch: data.epoch_with_distinct_items(epoch, dataset.num_items),
+    constants=constants,
+    eval_fn=evaluate,
+    partition=partition,
+    workdir=workdir,
+    writer=writer,
+  )
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
   if partition_lib.is_main():
