@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 # Small, and long enough that something can happen meanwhile.
 ARGS = (
   "--config=configs/quickstart.py:smoke",
-  "--config.tokenizer.num_epochs=6",
+  "--config.tokenizer.num_epochs=4",
   "--config.tokenizer.patience=0",
   "--config.generator.num_epochs=2",
 )
@@ -42,7 +42,7 @@ def start(workdir: pathlib.Path, count: int, devices: int = 1) -> list[subproces
   return processes
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 400) -> list[int]:
+def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[int]:
   end = time.monotonic() + timeout
   try:
     return [process.wait(max(end - time.monotonic(), 0.1)) for process in processes]
