@@ -20,6 +20,7 @@ from ml_collections import config_dict, config_flags
 
 from bbqrec_jax import (
   compile_cache,
+  fields,
   partition,
   plugins,
   recommend,
@@ -68,7 +69,7 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   dataset = load_dataset(config)
   print(statistics.table1(dataset), flush=True)
   validate.check_data(config, dataset)
-  if "generator" in config.stages and not set(validate.WRITERS_OF_IDS) & set(config.stages):
+  if "generator" in config.stages and not set(fields.WRITERS_OF_IDS) & set(config.stages):
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.

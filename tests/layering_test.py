@@ -14,6 +14,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "table",
     "tables",
     "validate",
+    "fields",
     "recommend",
     "latency",
     "compare",

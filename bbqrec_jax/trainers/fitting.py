@@ -30,7 +30,7 @@ def fit(
   """Trains a stage as its section says, or goes on with it; see loop.fit().
 
   Args:
-    config: the whole one; config[stage] has what validate.py asks of every such section.
+    config: the whole one; config[stage] has what fields.py asks of every such section.
     state: before the first step, laid out by the partition.
     train_step: what train_state.make_train_step() gives.
     epoch_fn: epoch -> its batches as NumPy arrays, this process's share.
