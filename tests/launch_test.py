@@ -101,6 +101,8 @@ def test_arguments_pass_through_and_changed_requirements_install_again(clone):
   assert runs == [
     "-m|bbqrec_jax.main|--workdir=runs/a b|",
     "-m|pytest|-k|trie or beam|",
+    "benchmarks/kill_resume.py|--kills=3|--terms=1|",
+    "-m|pytest|-m|slow|tests/systems_test.py|-k|smoke|",
     "-m|pytest|-x|",
   ]
 
