@@ -27,6 +27,8 @@ from bbqrec_jax import run_record
 from bbqrec_jax.errors import UserError
 
 _EXTRA = ("torch", "transformers")  # The extra [bench].
+# OpenMP's threads spin for a while behind a call, and would take a core from whoever comes next.
+_SETTLE_SECONDS = 0.1
 _ENVIRONMENT = ("GLIBC_TUNABLES", "XLA_FLAGS", "OMP_NUM_THREADS")  # They change speeds.
 
 
@@ -51,6 +53,7 @@ def rounds(candidates: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict
   seconds = {name: [] for name in candidates}
   for _ in range(num_rounds):
     for name, candidate in candidates.items():
+      time.sleep(_SETTLE_SECONDS)
       started = time.perf_counter()
       jax.block_until_ready(candidate())
       seconds[name].append(time.perf_counter() - started)
