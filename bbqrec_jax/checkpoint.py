@@ -29,6 +29,7 @@ _FILE_SYSTEM_WORDS = (
   "File too large",
   "Input/output error",
   "No such file",
+  "No ArrayMetadata found",  # Orbax, where the folder went away in the middle of a save.
   "quota",
 )
 
