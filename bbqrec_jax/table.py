@@ -16,12 +16,11 @@ has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is O
 import argparse
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
 from bbqrec_jax import run_record
-from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import figures, grids, options, records, render, runs, systems, tuning
 from bbqrec_jax.tables.experiments import EXPERIMENTS, LATENCY_BEAMS, Experiment
 from bbqrec_jax.tables.systems import SYSTEMS, System
@@ -30,31 +29,24 @@ from bbqrec_jax.tables.systems import SYSTEMS, System
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit status: 1 also where a run has failed."""
   args = _parse(argv)
-  try:
-    if args.list:
-      print(systems.listing())
-      return 0
-    experiment = EXPERIMENTS[args.experiment]
-    datasets = options.names(args.datasets) or experiment.datasets
-    chosen = _chosen(args.systems, experiment)
-    failed = []
-    if not args.render_only:
-      if not args.workdir:
-        raise UserError("--workdir is missing; give a folder for the runs.")
-      failed = _run_missing(args, experiment, datasets, chosen)
-    _write(experiment, datasets, chosen, args.seeds, args.out)
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  except Stopped as stopped:
-    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
-    return stopped.status
-  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
-    print("\nStopped at once. The same command goes on.", file=sys.stderr)
-    return Stopped("", signal.SIGINT).status
-  for outcome in failed:
-    print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
-  return 1 if failed else 0
+  return runs.exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> list[runs.Outcome]:
+  """Does what the arguments ask for; returns what failed."""
+  if args.list:
+    print(systems.listing())
+    return []
+  experiment = EXPERIMENTS[args.experiment]
+  datasets = options.names(args.datasets) or experiment.datasets
+  chosen = _chosen(args.systems, experiment)
+  failed = []
+  if not args.render_only:
+    if not args.workdir:
+      raise UserError("--workdir is missing; give a folder for the runs.")
+    failed = _run_missing(args, experiment, datasets, chosen)
+  _write(experiment, datasets, chosen, args.seeds, args.out)
+  return failed
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

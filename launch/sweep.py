@@ -12,12 +12,11 @@ choice, which bbqrec_jax.table then uses. The same command goes on where it was 
 
 import argparse
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
 from bbqrec_jax import run_record
-from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import options, runs, systems, tuning
 from bbqrec_jax.tables.systems import System
 
@@ -35,20 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where trials are kept")
   options.add(parser)
   args = parser.parse_args(argv)
-  try:
-    failed = _sweep(args)
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  except Stopped as stopped:
-    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
-    return stopped.status
-  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
-    print("\nStopped at once. The same command goes on.", file=sys.stderr)
-    return Stopped("", signal.SIGINT).status
-  for outcome in failed:
-    print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
-  return 1 if failed else 0
+  return runs.exit_status(lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:

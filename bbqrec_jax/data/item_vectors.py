@@ -13,16 +13,13 @@ _REMEDY = "run the ranker stage again, in another workdir"
 
 
 def save(workdir: str | os.PathLike, item_ids: np.ndarray, vectors: np.ndarray) -> None:
-  """Writes <workdir>/item_vectors.npz; a reader sees the whole file or none.
+  """Writes <workdir>/item_vectors.npz.
 
   Args:
     item_ids: [I] str, original ids.
     vectors: [I, E] float32.
   """
-  path = pathlib.Path(workdir) / FILE_NAME
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez(temporary, item_ids=item_ids, vectors=vectors)
-  os.replace(temporary, path)
+  npz.write(pathlib.Path(workdir) / FILE_NAME, item_ids=item_ids, vectors=vectors)
 
 
 def load(workdir: str | os.PathLike, item_ids: np.ndarray) -> np.ndarray:

@@ -1,11 +1,20 @@
-"""NumPy archives that may be damaged: read whole, or refused in one sentence."""
+"""NumPy archives: written whole or not at all, read whole or refused in one sentence."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from bbqrec_jax.errors import UserError
+
+
+def write(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+  """Writes an .npz file; who reads it meanwhile sees what was there before, or all of it."""
+  path = pathlib.Path(path)
+  temporary = path.with_suffix(".tmp.npz")
+  np.savez(temporary, **arrays)
+  os.replace(temporary, path)
 
 
 def read(path: str | os.PathLike, needed: Sequence[str], remedy: str) -> dict[str, np.ndarray]:

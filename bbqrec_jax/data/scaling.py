@@ -55,16 +55,13 @@ def standardise(dataset: Dataset) -> tuple[dict[str, dict[str, np.ndarray]], dic
 
 
 def save(workdir: str | os.PathLike, scalings: Mapping[str, Scaling]) -> None:
-  """Writes <workdir>/feature_scaling.npz; a reader sees the whole file or none."""
+  """Writes <workdir>/feature_scaling.npz."""
   arrays = {
     f"{name}_{field}": array
     for name, scaling in scalings.items()
     for field, array in scaling._asdict().items()
   }
-  path = pathlib.Path(workdir) / FILE_NAME
-  temporary = path.with_name(f"tmp_{FILE_NAME}")
-  np.savez(temporary, **arrays)
-  os.replace(temporary, path)
+  npz.write(pathlib.Path(workdir) / FILE_NAME, **arrays)
 
 
 def load(workdir: str | os.PathLike, modalities) -> dict[str, Scaling]:

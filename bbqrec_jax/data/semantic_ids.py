@@ -70,11 +70,8 @@ def running_numbers(codes: np.ndarray, earlier: np.ndarray | None = None) -> np.
 
 
 def save(workdir: str | os.PathLike, ids: SemanticIds) -> None:
-  """Writes <workdir>/semantic_ids.npz; a reader sees the whole file or none."""
-  path = pathlib.Path(workdir) / FILE_NAME
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez(temporary, **vars(ids))
-  os.replace(temporary, path)
+  """Writes <workdir>/semantic_ids.npz."""
+  npz.write(pathlib.Path(workdir) / FILE_NAME, **vars(ids))
 
 
 def load(workdir: str | os.PathLike) -> SemanticIds:

@@ -1,7 +1,6 @@
 """Recall and NDCG over the whole catalogue, for every user of a split."""
 
 import functools
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import numpy as np
 
 from bbqrec_jax import metrics
 from bbqrec_jax.data import dataset as dataset_lib
+from bbqrec_jax.data import npz
 from bbqrec_jax.partition import Partition
 
 KS = (5, 10)
@@ -119,9 +119,7 @@ def evaluate_splits(
 
 def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
   """Writes <workdir>/ranks.npz, what paired tests read: [U] user_ids, and split -> [U] ranks."""
-  temporary = workdir / f"tmp_{RANKS_FILE}"
-  np.savez(temporary, user_ids=user_ids, **ranks)
-  os.replace(temporary, workdir / RANKS_FILE)
+  npz.write(workdir / RANKS_FILE, user_ids=user_ids, **ranks)
 
 
 def _store(ranks, rows, valid, found):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -273,3 +274,21 @@ def show(outcomes: Iterator[Outcome], total: int, first: int, tell: Callable[[Ou
       failed.append(outcome)
     print(f"[{n}/{total}] {outcome.job.name}: {line}", flush=True)
   return failed
+
+
+def exit_status(command: Callable[[], list[Outcome]]) -> int:
+  """Calls what runs jobs and returns those that failed; says how it ended; a process's status."""
+  try:
+    failed = command()
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  except Stopped as stopped:
+    print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
+    return stopped.status
+  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
+    print("\nStopped at once. The same command goes on.", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
+  for outcome in failed:
+    print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
+  return 1 if failed else 0

@@ -19,7 +19,6 @@ Evaluation, selection and stopping are those of every stage, over the whole cata
 """
 
 import functools
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -194,9 +193,7 @@ def prepared(model, inputs, path: pathlib.Path, seed: int) -> dict[str, np.ndarr
     return npz.read(path, (), "remove the workdir and run again")
   arrays = model.prepare(inputs, jax.random.fold_in(jax.random.key(seed), 1))
   if arrays and partition_lib.is_main():
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
-    os.replace(temporary, path)
+    npz.write(path, **arrays)
   return arrays
 
 
