@@ -1,14 +1,16 @@
-"""Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and a cache
-of compiled programs that the tests and the commands they start share, and that ends with them."""
+"""Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and a folder
+that the tests and the commands they start share, with a cache of compiled programs in it."""
 
 import importlib
 import os
 import pathlib
 import tempfile
 
-_COMPILED = tempfile.TemporaryDirectory(prefix="bbqrec_jax_compiled_")  # Removed with the process.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit what the first process sets here.
+  _SHARED = tempfile.TemporaryDirectory(prefix="bbqrec_jax_tests_")  # Removed with the process.
+  os.environ["BBQREC_JAX_TESTS"] = _SHARED.name
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_SHARED.name, "compiled")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402  It reads the environment.
 import pytest  # noqa: E402

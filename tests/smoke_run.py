@@ -2,18 +2,18 @@
 
 import collections.abc
 import contextlib
+import fcntl
 import functools
 import io
+import os
 import pathlib
-import tempfile
+import pickle
 from typing import NamedTuple
 
 from ml_collections import config_dict
 
 from bbqrec_jax import main
 from configs import quickstart
-
-_FOLDER = tempfile.TemporaryDirectory(prefix="bbqrec_jax_smoke_")  # Removed with the process.
 
 
 class Finished(NamedTuple):
@@ -40,12 +40,17 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
 
 @functools.cache
 def finished() -> Finished:
-  """The run of make_config(), made when first asked for."""
-  config, read, output = make_config(), set(), io.StringIO()
-  workdir = pathlib.Path(_FOLDER.name) / "finished"
-  with contextlib.redirect_stdout(output):
-    results = main.run(_Recorder(config, read), workdir)
-  return Finished(workdir, config, results, output.getvalue(), _leaves(config) - read)
+  """The run of make_config(), made by the first process that asks for it."""
+  folder, config = pathlib.Path(os.environ["BBQREC_JAX_TESTS"]), make_config()
+  workdir, made = folder / "finished", folder / "finished.pickle"
+  with open(folder / "finished.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # Until the file is closed.
+    if not made.exists():
+      read, output = set(), io.StringIO()
+      with contextlib.redirect_stdout(output):
+        results = main.run(_Recorder(config, read), workdir)
+      made.write_bytes(pickle.dumps((results, output.getvalue(), _leaves(config) - read)))
+  return Finished(workdir, config, *pickle.loads(made.read_bytes()))
 
 
 class _Recorder(collections.abc.Mapping):
