@@ -279,6 +279,18 @@ class Checkpointer:
     self._policy.best = self._find_best()
 
 
+def best_params(workdir: pathlib.Path, stage: str, template: Any) -> Any:
+  """The parameters that were best by validation in a stage of a run.
+
+  Args:
+    template: a pytree of arrays or jax.ShapeDtypeStructs, as for Checkpointer.restore().
+
+  Raises UserError if there are none, or they cannot be read into the template.
+  """
+  with Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
+    return checkpointer.restore_best(dict(params=template)).state["params"]
+
+
 def _digests(tree: Any) -> dict[str, int]:
   """name of a leaf ("params/x") -> a number that changes with any of its bits."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)

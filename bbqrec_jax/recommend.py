@@ -16,22 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, compile_cache, losses, run_record
-from bbqrec_jax.data import scaling, semantic_ids, table
-from bbqrec_jax.data.dataset import MODALITIES
+from bbqrec_jax import checkpoint, compile_cache, run_record
+from bbqrec_jax.data import semantic_ids, table
 from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
 from bbqrec_jax.decoding import trie as trie_lib
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.new_items import FrozenTokenizer
 from bbqrec_jax.rules import Whole
 from bbqrec_jax.trainers import generator as generator_trainer
-from bbqrec_jax.trainers import item_codes
-from bbqrec_jax.trainers import rqvae as rqvae_trainer
-from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
 _BATCH_SIZES = (1, 8, 64)  # Histories are padded up to one of these: few programs to compile.
 SEARCHES = ("beam", "exact")
-_NEIGHBOURS = 10  # Items whose ids stand in for the id that a new item lacks.
 
 
 class Recommended(NamedTuple):
@@ -54,8 +50,7 @@ class Recommender:
     """Use Recommender.load()."""
     self._config, self._ids, self._params, self._workdir = config, ids, params, workdir
     self._model = generator_trainer.make_model(config.generator, ids)
-    self._num_trained = len(ids.item_ids)  # Items that stage one was trained with.
-    self._tokenizer = None
+    self._trained, self._tokenizer = ids, None  # Stage one is read when it is first needed.
     self._set_catalogue(ids)
 
   @classmethod
@@ -97,7 +92,7 @@ class Recommender:
         f"{path} is damaged or another run's, no generator can be made of it ({reason}); give the "
         "--workdir of a finished run."
       ) from error
-    params = _restore_params(workdir, generator_trainer.STAGE, template)
+    params = checkpoint.best_params(workdir, generator_trainer.STAGE, template)
     return cls(config, ids, params, workdir)
 
   @property
@@ -177,9 +172,6 @@ class Recommender:
   ) -> np.ndarray:
     """Gives unseen items semantic IDs with the frozen tokenizer; they can be recommended at once.
 
-    The id latent that a new item lacks is the mean of those of the 10 catalogue items nearest to
-    it in the other signals.
-
     Args:
       item_ids: original ids that the catalogue does not have.
       text, image: [n, F] feature vectors as those of the training data; None, or a row of zeros,
@@ -200,8 +192,9 @@ class Recommender:
     titles = [""] * len(item_ids) if titles is None else list(titles)
     if len(titles) != len(item_ids):
       raise UserError(f"{len(titles)} titles were given for {len(item_ids)} items.")
-    features, present = self._new_features(len(item_ids), dict(text=text, image=image))
-    codes, vectors = self._encode_new(len(item_ids), features, present)
+    if self._tokenizer is None:
+      self._tokenizer = FrozenTokenizer.load(self._workdir, self._config, self._trained)
+    codes, vectors = self._tokenizer.encode(len(item_ids), dict(text=text, image=image))
     ids = self._ids
     if ids.has_numbers:
       numbers = semantic_ids.running_numbers(codes, ids.codes[:, :-1])
@@ -279,66 +272,6 @@ class Recommender:
       scores[rows] = np.asarray(beams.scores)[: len(chunk)]
     return items, scores
 
-  def _load_tokenizer(self):
-    """(model, parameters, scalings) of stage one, read when they are first needed."""
-    if self._tokenizer is None:
-      modalities = [m for m in MODALITIES if m in self._ids.signals]
-      scalings = scaling.load(self._workdir, modalities)
-      trainer = rqvae_trainer if rqvae_trainer.STAGE in self._config else tokenizer_trainer
-      model = trainer.make_model(
-        self._config[trainer.STAGE],
-        num_items=self._num_trained,
-        feature_dims={name: len(s.mean) for name, s in scalings.items()},
-      )
-      template = jax.eval_shape(lambda: item_codes.init_params(model, jax.random.key(0)))
-      params = _restore_params(self._workdir, trainer.STAGE, template)
-      self._tokenizer = model, params, scalings
-    return self._tokenizer
-
-  def _new_features(self, num_items: int, given: dict[str, np.ndarray | None]):
-    _, _, scalings = self._load_tokenizer()
-    features, present = {}, {}
-    for name, values in given.items():
-      if name not in scalings:
-        if values is not None:
-          raise UserError(f"This run was trained without {name}; leave it out.")
-        continue
-      shape = (num_items, len(scalings[name].mean))
-      values = np.zeros(shape, np.float32) if values is None else np.asarray(values, np.float32)
-      if values.shape != shape or not np.isfinite(values).all():
-        raise UserError(f"{name} must be finite and of shape {shape}, got {values.shape}.")
-      present[name] = np.any(values != 0, axis=1)
-      features[name] = np.where(present[name][:, None], scalings[name](values), 0.0)
-    if not present:
-      raise UserError("This run was trained on ids alone; it cannot encode new items.")
-    missing = ~np.any(list(present.values()), axis=0)
-    if missing.any():
-      raise UserError(
-        f"{missing.sum()} of {num_items} new items have no vector; each needs one of "
-        f"{', '.join(present)} that is not all zeros."
-      )
-    return features, present
-
-  def _encode_new(self, num_items: int, features, present) -> tuple[np.ndarray, np.ndarray]:
-    model, params, _ = self._load_tokenizer()
-    variables = {"params": params}
-    items = jnp.full((num_items,), -1, jnp.int32)
-    features = {name: jnp.asarray(x, jnp.float32) for name, x in features.items()}
-    id_latents = ()
-    if "id" in model.signals:
-      dim = model.latent_dim
-      blank = jnp.zeros((num_items, dim), jnp.float32)
-      latents = model.apply(variables, items, features, present, blank, method="encode")
-      codes = model.apply(variables, latents, method="tokenize").codes
-      others = model.apply(variables, codes, method="lookup")[:, dim:]  # Without the id's part.
-      catalogue = jnp.asarray(self._ids.vectors[: self._num_trained, dim:])
-      cosine = jnp.einsum("ne,ie->ni", losses.unit(others), losses.unit(catalogue))
-      _, nearest = jax.lax.top_k(cosine, min(_NEIGHBOURS, self._num_trained))
-      id_latents = (jnp.mean(losses.unit(params["id_embedding"])[nearest], axis=1),)
-    latents = model.apply(variables, items, features, present, *id_latents, method="encode")
-    codes = model.apply(variables, latents, method="tokenize").codes
-    return np.asarray(codes), np.asarray(model.apply(variables, codes, method="lookup"))
-
 
 def _check_has_generator(workdir: pathlib.Path) -> None:
   """Raises UserError if the workdir is of a run that was never to have a generator."""
@@ -352,11 +285,6 @@ def _check_has_generator(workdir: pathlib.Path) -> None:
       f"{workdir} is a run of {', '.join(map(str, stages))}; recommendations come from a run with "
       "a generator."
     )
-
-
-def _restore_params(workdir: pathlib.Path, stage: str, template):
-  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
-    return checkpointer.restore_best(dict(params=template)).state["params"]
 
 
 def _recommend_table(recommender: Recommender, args) -> None:

@@ -60,8 +60,7 @@ def load_params(workdir: pathlib.Path, model, catalogue: generate.Catalogue, max
   template = jax.eval_shape(
     lambda: generator_trainer.init_params(model, jax.random.key(0), catalogue, max_history)
   )
-  with checkpoint.Checkpointer(workdir / "checkpoints" / generator_trainer.STAGE) as checkpointer:
-    return checkpointer.restore_best(dict(params=template)).state["params"]
+  return checkpoint.best_params(workdir, generator_trainer.STAGE, template)
 
 
 def compare(

@@ -1,5 +1,5 @@
-"""Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and a folder
-that the tests and the commands they start share, with a cache of compiled programs in it."""
+"""Settings of every test: eight fake CPU devices, no silent broadcasting between ranks, and one
+folder for all workers and the commands they start, with a cache of compiled programs."""
 
 import importlib
 import os
@@ -12,10 +12,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit what the first pr
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_SHARED.name, "compiled")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-import jax  # noqa: E402  It reads the environment.
-import pytest  # noqa: E402
+import jax  # It reads the environment.
+import pytest
 
-from tests import malformed  # noqa: E402
+from tests import malformed
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

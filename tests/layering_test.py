@@ -16,6 +16,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "validate",
     "fields",
     "recommend",
+    "new_items",
     "latency",
     "compare",
     "record",

@@ -80,8 +80,7 @@ def encode(config, dataset, workdir: pathlib.Path):
     feature_dims={name: x.shape[1] for name, x in features.items()},
   )
   template = item_codes.init_params(model, jax.random.key(0))
-  with checkpoint.Checkpointer(workdir / "checkpoints" / tokenizer.STAGE) as checkpointer:
-    params = checkpointer.restore_best(dict(params=template)).state["params"]
+  params = checkpoint.best_params(workdir, tokenizer.STAGE, template)
   items = jnp.arange(dataset.num_items, dtype=jnp.int32)
   return model.apply({"params": params}, items, features, present, method="encode")
 

@@ -111,8 +111,7 @@ def test_the_ranker_starts_from_what_was_best(tmp_path):
     model = ranker.make_model(stage, config, dataset)
     init = functools.partial(ranker.init_params, model)
     template = jax.eval_shape(init, jax.random.key(0), inputs)
-    with checkpoint.Checkpointer(tmp_path / "checkpoints" / stage) as checkpointer:
-      found[stage] = checkpointer.restore_best(dict(params=template)).state["params"]
+    found[stage] = checkpoint.best_params(tmp_path, stage, template)
   assert set(found["ranker"]) - set(found["pretrainer"]) == {"id_embedding"}
   shared = {name: found["ranker"][name] for name in found["pretrainer"]}
   jax.tree.map(

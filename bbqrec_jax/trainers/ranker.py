@@ -201,8 +201,7 @@ def _best_params(workdir: pathlib.Path, stage: str, shapes, partition):
   """The parameters that another stage found best."""
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   template = jax.tree.map(place, shapes, partition.shardings(shapes))
-  with checkpoint.Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
-    return checkpointer.restore_best(dict(params=template)).state["params"]
+  return checkpoint.best_params(workdir, stage, template)
 
 
 def init_params(model, key, inputs):
