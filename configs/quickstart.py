@@ -22,7 +22,10 @@ def get_config(arg: str = ""):
   config.tokenizer.length_groups = config.generator.length_groups = 2
   config.tokenizer.model.hidden_dims = (128,)
   config.tokenizer.model.sequence_kwargs.width = 64
-  config.generator.update(batch_size=128, num_epochs=18, eval_epochs=3, patience=5, log_steps=50)
+  # A causal example is a whole sequence, with a target at every position: few make a batch.
+  config.generator.update(
+    batch_size=16 if arg.causal else 128, num_epochs=18, eval_epochs=3, patience=5, log_steps=100
+  )
   config.generator.optimizer.update(learning_rate=3e-3, warmup_steps=100)
   config.generator.model.update(
     model_dim=64, num_heads=4, head_dim=16, ff_dim=128, num_encoder_layers=2, num_decoder_layers=2
