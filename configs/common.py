@@ -262,7 +262,8 @@ def suit_cpu(section: config_dict.ConfigDict) -> None:
     num_heads=4, head_dim=32, ff_dim=512, num_encoder_layers=3, num_decoder_layers=3
   )
   section.optimizer.update(learning_rate=1e-3, warmup_steps=500)
-  section.update(batch_size=128, num_epochs=25, selection_users=2_000)
+  # A causal example is a whole sequence, with a target at every position: few make a batch.
+  section.update(batch_size=32, num_epochs=25, selection_users=2_000)
 
 
 # What configs of systems that only count know.
