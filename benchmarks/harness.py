@@ -36,8 +36,9 @@ def rounds(candidates: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict
   """Times callables one after another, round by round, in this process.
 
   A shared machine drifts by the minute; candidates of one round meet the same machine, so that
-  their ratios hold where their seconds do not. Each is called once before, to compile and warm up,
-  and is waited for: whatever JAX arrays it returns are ready when the clock stops.
+  their ratios hold where their seconds do not. In every round each is called once untimed before
+  its timed call, since the one before it has emptied the caches, which whoever runs alone finds
+  filled. It is waited for: whatever JAX arrays it returns are ready when the clock stops.
 
   Args:
     candidates: name -> callable without arguments.
@@ -48,12 +49,13 @@ def rounds(candidates: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict
   """
   if num_rounds < 1:
     raise ValueError(f"num_rounds must be at least 1, got {num_rounds}.")
-  for candidate in candidates.values():
+  for candidate in candidates.values():  # Compiles.
     jax.block_until_ready(candidate())
   seconds = {name: [] for name in candidates}
   for _ in range(num_rounds):
     for name, candidate in candidates.items():
       time.sleep(_SETTLE_SECONDS)
+      jax.block_until_ready(candidate())
       started = time.perf_counter()
       jax.block_until_ready(candidate())
       seconds[name].append(time.perf_counter() - started)
