@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from bbqrec_jax.decoding import bits
 from bbqrec_jax.decoding import trie as trie_lib
 
-_CHUNK_SLOTS = 2048  # Children scored in one step of a walk; those of a few beams stay in cache.
+_CHUNK_SLOTS = 4096  # Children scored in one step of a walk; those of a few beams stay in cache.
 _ROOT_SLOTS = 2**18  # The same where there is one parent.
+# Where a parent has so many children, blocks are larger by this factor: most of them are passed by.
+_MANY_CHILDREN, _LARGER = 2**13, 16
+_WINDOW = 8  # For each block that is scored in a step, so many are looked at.
 
 
 class Chosen(NamedTuple):
@@ -41,8 +44,10 @@ def best_children(
   The children of a beam are read in blocks of slots, the last of which may be partly empty. If no
   parent has more children than one block, every beam gets one and all are scored at once.
   Otherwise a loop walks over the blocks of all beams, a chunk of them at a time, and passes by
-  beams whose best conceivable child is worse than what it has. Either way the cost hangs on how
-  many children the beams have, not on the largest number that a node of the catalogue has.
+  beams and blocks whose best conceivable child is worse than what it has. As children are in order,
+  those of a block mostly share their first code, and its log-probability tells of all of them.
+  Either way the cost hangs on how many children the beams have, not on the largest number that a
+  node of the catalogue has.
 
   Of equal scores the child of the better beam comes first, then that of the lower index.
 
@@ -55,7 +60,10 @@ def best_children(
   """
   num_parents = len(nodes)
   most = trie.max_children[depth]
-  block = min(most, _ROOT_SLOTS if num_parents == 1 else trie.block_size)
+  if num_parents == 1:
+    block = min(most, _ROOT_SLOTS)
+  else:
+    block = min(most, trie.block_size * (_LARGER if most >= _MANY_CHILDREN else 1))
   first, counts = trie.children(depth, nodes)
   counts = jnp.where(scores > -jnp.inf, counts, 0)
 
@@ -82,28 +90,56 @@ def best_children(
   num_blocks = -(-counts // block)
   ends = jnp.cumsum(num_blocks)  # [W] one past each beam's last block.
   begins = ends - num_blocks
-  # No child of a beam scores more, since rounding keeps the order of sums.
-  limits = scores
-  for signal in range(log_probs.shape[1]):
-    limits = limits + jnp.max(log_probs[:, signal], axis=-1)
+  # No child scores more than its limit, since rounding keeps the order of sums.
+  highest = jnp.max(log_probs, axis=-1)  # [W, M]
+
+  def limit(parents, of_first_code):
+    """The best conceivable score of a child of [P] parents, given its first code's share [P]."""
+    sums = scores[parents] + of_first_code
+    for signal in range(1, num_signals):
+      sums = sums + highest[parents, signal]
+    return sums
+
+  beam_limits = limit(jnp.arange(num_parents), highest[:, 0])
   blocks_at_once = -(-max(_CHUNK_SLOTS, 2 * num_chosen) // block)
 
   def next_block(current, best):
     """The first block from `current` on whose beam may have a child to be kept."""
     # The child that would be dropped next precedes later ones of the same score.
-    is_open = (limits > jnp.min(best)) & (ends > current)
+    is_open = (beam_limits > jnp.min(best)) & (ends > current)
     return jnp.min(jnp.where(is_open, jnp.maximum(begins, current), ends[-1]))
+
+  def open_blocks(current, best):
+    """The first blocks from `current` on that may have a child to be kept, [blocks_at_once].
+
+    Others, of which nothing is kept, follow where there are not enough in the window.
+
+    Returns:
+      (parents, where the blocks start among their children, the first block behind them).
+    """
+    ids = current + jnp.arange(_WINDOW * blocks_at_once, dtype=jnp.int32)
+    owners = jnp.minimum(bits.count_at_most(ends, ids), num_parents - 1)
+    starts = (ids - begins[owners]) * block
+    last = jnp.clip(counts[owners] - 1, 0, starts + block - 1)
+    low, high = (
+      trie.codes(depth, first[owners] + place)[:, 0] for place in (jnp.minimum(starts, last), last)
+    )
+    shares = jnp.where(low == high, log_probs[owners, 0, low], highest[owners, 0])
+    is_open = (limit(owners, shares) > jnp.min(best)) & (ids < ends[-1])
+    # The first ones, as floats: of integers XLA makes a full sort.
+    order = jnp.where(is_open, -jnp.arange(len(ids), dtype=jnp.float32), -jnp.inf)
+    order, places = top_k(order, blocks_at_once)
+    behind = jnp.where(order[-1] > -jnp.inf, places[-1] + 1, len(ids))
+    return owners[places], starts[places], current + behind
 
   def step(state):
     current, best, children, parents = state
-    ids = current + jnp.arange(blocks_at_once, dtype=jnp.int32)
-    owners = bits.count_at_most(ends, ids)
-    owners = jnp.minimum(owners, num_parents - 1)
-    sums, found = score(owners, (ids - begins[owners]) * block)
+    owners, starts, current = open_blocks(current, best)
+    sums, found = score(owners, starts)
     best, slots = top_k(jnp.append(best, sums), num_chosen + 1)
     children = jnp.append(children, found)[slots]
     parents = jnp.append(parents, jnp.repeat(owners, block))[slots]
-    return next_block(current + blocks_at_once, best), best, children, parents
+    return next_block(current, best), best, children, parents
 
   best = jnp.full(num_chosen + 1, -jnp.inf)
   empty = jnp.zeros(num_chosen + 1, jnp.int32)
