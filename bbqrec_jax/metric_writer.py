@@ -5,9 +5,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Self
-
-import tensorboardX
+from typing import Any, Self
 
 from bbqrec_jax import partition
 from bbqrec_jax.run_record import to_jsonable
@@ -25,7 +23,7 @@ class MetricWriter:
     """Opens the workdir, which exists, and drops a last line that a kill cut short."""
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._event_dir = pathlib.Path(workdir) / "tensorboard"
-    self._event_writers: dict[str, tensorboardX.SummaryWriter] = {}
+    self._event_writers: dict[str, Any] = {}  # Stage -> tensorboardX.SummaryWriter.
     self._active = partition.is_main()
     if self._active and self._path.exists():
       text = self._path.read_bytes()
@@ -78,7 +76,11 @@ class MetricWriter:
   def __exit__(self, *exc_info) -> None:
     self.close()
 
-  def _events(self, stage: str, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
+  def _events(self, stage: str, purge_step: int | None = None):
+    # Here, since where PyTorch is installed it is imported too, which takes a second; commands that
+    # write no events, such as recommend, need not wait for it.
+    import tensorboardX
+
     # A directory per stage: purging hides every later event of the directory, whatever its tag.
     if stage not in self._event_writers:
       self._event_writers[stage] = tensorboardX.SummaryWriter(
