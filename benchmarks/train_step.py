@@ -12,11 +12,16 @@ import argparse
 import sys
 
 import harness
+import jax
+import jax.numpy as jnp
 import numpy as np
 import workload
 
+from bbqrec_jax.trainers import generator as generator_trainer
+
 DROPOUT_RATE = 0.1
 STEPS = {16: 8, 64: 2, 256: 1}  # Batch size -> steps of a round, so that rounds last alike.
+PRODUCT_SIZE = 2048  # Of square matrices.
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +34,13 @@ def run(args: argparse.Namespace) -> dict:
   shape = workload.QUICK if args.quick else workload.FULL
   steps = {3: 2} if args.quick else STEPS
   threads = hf_t5.use_all_cpus()
-  ratios, others, seconds = {}, {}, {}
+  ratios, others, seconds, gflops = {}, {}, {}, {}
   for batch_size, num_steps in steps.items():
     for dropout_rate in (DROPOUT_RATE, 0.0):
       taken = measure(shape, batch_size, dropout_rate, num_steps, args.rounds)
       case = f"b{batch_size}" if dropout_rate else f"b{batch_size}_without_dropout"
       seconds[case] = harness.summary({name: np.divide(s, num_steps) for name, s in taken.items()})
+      gflops[case] = step_gflop(shape, batch_size) / seconds[case]["ours"]["median_s"]
       plain, sim = f"train_vs_hf_{case}", f"train_sim_vs_hf_{case}"
       (ratios if dropout_rate else others)[plain] = harness.ratio(taken["hf"], taken["ours"])
       is_headline = dropout_rate and batch_size == max(steps)
@@ -48,6 +54,8 @@ def run(args: argparse.Namespace) -> dict:
       micro_batch_size=workload.MICRO_BATCH_SIZE,
       torch_threads=threads,
       seconds_per_step=seconds,
+      gflop_per_second=gflops,
+      gflop_per_second_of_a_large_product=product_gflops(args.rounds),
       other_ratios=others,
     ),
   )
@@ -79,6 +87,34 @@ def measure(
     num_steps,
   )
   return harness.rounds(dict(hf=hf, ours=ours(False), ours_sim=ours(True)), num_rounds)
+
+
+def step_gflop(shape: workload.Shape, batch_size: int) -> float:
+  """Billions of operations of a step with plain attention, as XLA counts them; without AdamW's."""
+  catalogue = workload.make_catalogue(shape)
+  model = workload.make_model(shape, similarity=False, dropout_rate=0.0)
+  params = workload.init_params(model, catalogue, shape.max_history)
+  batch = dict(
+    history=jnp.zeros((batch_size, shape.max_history), jnp.int32),
+    targets=jnp.zeros((batch_size, 1), jnp.int32),
+    weights=jnp.ones((batch_size, 1)),
+  )
+
+  @jax.jit
+  def gradients(params):
+    key = jax.random.key(0)  # Without dropout nothing is drawn.
+    loss = lambda params: generator_trainer.loss_fn(model, params, batch, catalogue, key)[0]
+    return jax.grad(loss)(params)
+
+  return gradients.lower(params).cost_analysis()["flops"] / 1e9
+
+
+def product_gflops(num_rounds: int) -> float:
+  """Billions of operations a second of a product of large float32 matrices."""
+  matrix = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE))
+  multiply = jax.jit(jnp.matmul)
+  taken = harness.rounds(dict(product=lambda: multiply(matrix, matrix)), num_rounds)
+  return 2 * PRODUCT_SIZE**3 / 1e9 / harness.summary(taken)["product"]["median_s"]
 
 
 if __name__ == "__main__":
