@@ -124,11 +124,14 @@ def test_what_is_missing_is_named_and_its_cells_say_so(out):
   assert line.endswith("|  | 2.000 |") and render.NOT_RUN not in line
 
 
-def test_a_shortened_run_is_marked_and_the_data_are_described(out):
-  run = dict(dataset="beauty", system="sasrec", seed=0, overrides=["ranker.num_epochs=3"], tuned=[])
-  write_record(out, "beauty", "sasrec", 0, some_ranks(0), run=run)
+def test_a_changed_or_tuned_run_is_marked_and_the_data_are_described(out):
+  run = dict(dataset="beauty", system="sasrec", seed=0, overrides=["ranker.num_epochs=3"])
+  for seed in (0, 1):
+    run |= dict(seed=seed, tuned=["a=1", "b=2"])
+    write_record(out, "beauty", "sasrec", seed, some_ranks(seed), run=run)
   text = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec")])
-  assert "| SASRec \\* |" in text and "* \\* SASRec: `ranker.num_epochs=3`" in text
+  assert "| SASRec \\* |" in text and "* \\* SASRec: `ranker.num_epochs=3`\n" in text
+  assert text.count("* \\* SASRec: `tuned: a=1 b=2`\n") == 1
   assert "| BBQRec |" in text
   assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
   assert "* Data: text of 89 items (text_a.npy).\n" in text

@@ -20,7 +20,7 @@ class Row(NamedTuple):
   label: str
   cells: tuple[Cell, ...]
   tests: dict[int, Test]  # By the number of the column.
-  remarks: tuple[str, ...]  # What was changed of the system's own settings.
+  remarks: tuple[str, ...]  # What was changed of the system's own settings, or tuned.
 
 
 class Grid(NamedTuple):
@@ -125,9 +125,12 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
 
 
 def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
-  """What the user of the table changed, over all runs of a row."""
-  changes = [" ".join(record["run"]["overrides"]) for of_seeds in of_columns for record in of_seeds]
-  return tuple(dict.fromkeys(change for change in changes if change))
+  """What the user of the table changed, and what tuning chose, over all runs of a row."""
+  remarks = []
+  for run in (record["run"] for of_seeds in of_columns for record in of_seeds):
+    for head, changes in (("", run["overrides"]), ("tuned: ", run["tuned"])):
+      remarks += [head + " ".join(changes)] if changes else []
+  return tuple(dict.fromkeys(remarks))
 
 
 def _data(of_labels: dict[str, list[dict]]) -> Iterator[str]:
