@@ -185,7 +185,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     recon_weights=dict(text=1.0, image=1.0),
     commitment_weight=0.25,  # alpha: BBQRec Eq. (9).
     rec_weight=0.0 if arg.no_rec else 1.0,  # beta: BBQRec Eq. (13).
-    mim_weight=0.0 if arg.no_mim else 1.0,  # gamma: BBQRec Eq. (13).
+    mim_weight=0.0 if arg.no_mim else 1.0,  # gamma: BBQRec Eq. (13); of nats a dimension.
     temperature=0.1,  # tau: BBQRec Eq. (12).
     kmeans_iters=20,  # 0: random codebooks.
     revive_steps=50,  # Codes unused for so many steps are moved; 0: never.

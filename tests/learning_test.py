@@ -1,11 +1,10 @@
 """On data whose latent model is known, BBQRec learns what it is said to learn.
 
 A ridge regression on held-out items says how much of the behavior factors a latent holds: z should
-hold them for the sequence task, and z_bar should lose them where gamma makes the two independent.
-Lowering gamma to 0 moved the margin z - z_bar the same way in every run tried (seeds 0 to 2; 10, 15
-and 30 epochs). That z beats z_bar at gamma = 1 is weaker: 15 epochs were CHOSEN from those three
-because all three seeds hold there; seed 1 fails, by 0.02, at 10 and at 30. Encoders learn to slip
-away from q_theta, which then bounds little, so this is no proof that z wins in general.
+hold them for the sequence task, and z_bar should lose them where gamma makes the two independent,
+but keep what is the modality's own. gamma = 1 does both at no cost of recall (seeds 0 to 2). That z
+then holds more of them than z_bar takes a larger gamma, 4, which costs recall; with mutual
+information in nats of all D dimensions together, here gamma = 32, z_bar loses its own factors too.
 """
 
 import pathlib
@@ -99,26 +98,33 @@ def ridge_r2(x: np.ndarray, y: np.ndarray) -> float:
   return float(np.mean(scores))
 
 
-def test_behavior_stands_in_z_and_less_so_without_mutual_information(tmp_path):
+def test_z_bar_loses_behavior_to_mutual_information_and_keeps_its_own(tmp_path):
   bound = train(tmp_path / "bound", gamma=1.0, seed=0)
   free = train(tmp_path / "free", gamma=0.0, seed=0)
-  assert bound.z > bound.z_bar + 0.02
-  assert free.z < free.z_bar  # z_bar alone reaches the decoder unquantized, and keeps everything.
-  assert bound.z_bar < free.z_bar - 0.2
+  check_bound(bound, free)
   for trained in (bound, free):
     assert trained.z > 0.4
     assert trained.recall > 2.5 * trained.popularity
 
 
 @pytest.mark.slow
-def test_behavior_stands_in_z_over_three_seeds(tmp_path):
-  margins = {1.0: [], 0.0: []}
-  for gamma in margins:
-    for seed in range(3):
-      trained = train(tmp_path / f"{gamma}_{seed}", gamma=gamma, seed=seed)
-      margins[gamma].append(trained.z - trained.z_bar)
-  assert np.mean(margins[1.0]) > 0.02
-  assert all(bound > free + 0.1 for bound, free in zip(margins[1.0], margins[0.0]))
+def test_z_bar_loses_behavior_over_three_seeds(tmp_path):
+  margins = []
+  for seed in range(3):
+    bound, free, more = (
+      train(tmp_path / f"{gamma}_{seed}", gamma=gamma, seed=seed) for gamma in (1.0, 0.0, 4.0)
+    )
+    check_bound(bound, free)
+    margins.append(more.z - more.z_bar)
+  assert np.mean(margins) > 0.02
+
+
+def check_bound(bound: Trained, free: Trained) -> None:
+  assert free.z < free.z_bar  # z_bar alone reaches the decoder unquantized, and keeps everything.
+  assert bound.z_bar < free.z_bar - 0.2
+  assert bound.z > free.z - 0.1
+  assert bound.specific > 0.7
+  assert bound.recall > free.recall - 0.03
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from bbqrec_jax import losses
-from bbqrec_jax.models import tokenizer
+from bbqrec_jax.models import club, tokenizer
+from tests.reference import tokenizer as reference
 
 NUM_ITEMS, P, B, T, D, L, N = 17, 5, 2, 4, 6, 3, 7
 FEATURE_DIMS = {"text": 11, "image": 3}
@@ -136,6 +138,20 @@ class ModelTest(chex.TestCase):
     )
     expected = model.apply(variables, latents, {"text": jnp.ones(3)}, method="mutual_information")
     chex.assert_trees_all_close(out.mutual_information["text"], expected["text"], rtol=1e-4)
+
+  @parameterized.parameters(True, False)
+  def test_mutual_information_is_of_a_dimension_where_latents_are_normalised(self, normalize):
+    model, variables, batch = build(normalize_latents=normalize)
+    out = model.apply(variables, **batch)
+    present = np.array([0, 2, 3])  # With text.
+    z, z_bar = out.latents.behavior[present, 1], out.latents.specific["text"][present]
+    dims = D if normalize else 1
+    mean, log_variance = club.Club(model.club_hidden_dim, model.max_log_variance).apply(
+      {"params": variables["params"]["club_text"]}, dims**0.5 * z
+    )
+    expected = reference.club_upper_bound(mean, log_variance, dims**0.5 * np.asarray(z_bar))
+    bound = out.mutual_information["text"].mim_loss
+    np.testing.assert_allclose(bound, expected / dims, rtol=1e-4, atol=1e-6)
 
   def test_normalised_latents_have_unit_length_and_no_mean(self):
     model, variables, batch = default()

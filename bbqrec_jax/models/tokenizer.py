@@ -33,8 +33,11 @@ class Model(nn.Module):
 
   What the paper does not have: with normalize_latents every z and z_bar is layer-normalised
   without affine and divided by sqrt(D), so that all signals have unit length and share codebooks
-  at one scale; CLUB sees them times sqrt(D). With raw latents (False, the paper's text) the text
-  and image latents outgrow the id's, one code serves them all, and CLUB is unbounded below.
+  at one scale; CLUB sees them times sqrt(D), and its losses are divided by D. So every term of
+  Eqs. (3) and (9) is one of a dimension, and no weight of Eq. (13) depends on D: in nats of all
+  dimensions together, mutual information is the cheapest to lower by a z_bar that is the same for
+  every item. With raw latents (False, the paper's text) the text and image latents outgrow the
+  id's, one code serves them all, and CLUB is unbounded below.
   """
 
   num_items: int  # I.
@@ -230,9 +233,11 @@ class Model(nn.Module):
       weights: modality -> [P] bool or float32, which rows count.
 
     Returns:
-      modality -> ClubLosses, nats; {} without use_specific.
+      modality -> ClubLosses, in nats, or nats a dimension with normalize_latents; {} without
+      use_specific.
     """
-    scale = self.latent_dim**0.5 if self.normalize_latents else 1.0
+    dims = self.latent_dim if self.normalize_latents else 1.0
+    scale = dims**0.5
     information = {}
     for modality, z_bar in latents.specific.items():
       z = latents.behavior[:, self.signals.index(modality)]
@@ -240,13 +245,14 @@ class Model(nn.Module):
       if self.is_initializing():
         bound_club(z)  # So that unbind() finds parameters.
       module, variables = bound_club.unbind()
-      information[modality] = club.club_losses(
+      bound = club.club_losses(
         module,
         variables["params"],
         scale * z,
         scale * z_bar,
         weights[modality].astype(jnp.float32),
       )
+      information[modality] = club.ClubLosses(*(loss / dims for loss in bound))
     return information
 
   def _normalize(self, x: jax.Array) -> jax.Array:
