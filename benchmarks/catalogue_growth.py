@@ -16,14 +16,13 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 
 import harness
 import jax
 import numpy as np
 import workload
 
-from bbqrec_jax.decoding import beam, generate, trie
+from bbqrec_jax.decoding import generate, trie
 
 NUM_BEAMS, NUM_RESULTS = 50, 10
 CALLS = {1: 8, 32: 1}  # Users a call -> calls of a round.
@@ -64,7 +63,9 @@ def run(args: argparse.Namespace) -> dict:
     histories = workload.make_histories(shape, num_calls * batch_size)
     calls = [jax.device_put(h) for h in np.split(histories, num_calls)]
     candidates = {
-      f"{kind}_{label}": over_calls(lambda h, i=index: search(params, catalogue, i, h), calls)
+      f"{kind}_{label}": harness.over_calls(
+        lambda h, i=index: search(params, catalogue, i, h), calls
+      )
       for (kind, label), index in indices.items()
     }
     taken = harness.rounds(candidates, args.rounds)
@@ -139,13 +140,6 @@ def build(codes: np.ndarray, codebook_size: int, num_builds: int) -> tuple[trie.
     max_children=index.max_children,
     ranks_first_tokens=index.roots is not None,
   )
-
-
-def over_calls(
-  generate_fn: Callable[[jax.Array], beam.Beams], calls: list[jax.Array]
-) -> Callable[[], list[beam.Beams]]:
-  """One call after the other, each waited for, as a request is."""
-  return lambda: [jax.block_until_ready(generate_fn(call)) for call in calls]
 
 
 if __name__ == "__main__":

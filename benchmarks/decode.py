@@ -11,7 +11,6 @@ python benchmarks/decode.py --out=results/benchmarks/decode.json
 
 import argparse
 import sys
-from collections.abc import Callable
 
 import exact_search
 import harness
@@ -53,10 +52,10 @@ def run(args: argparse.Namespace) -> dict:
   for batch_size, num_calls in ({1: 2, 3: 1} if args.quick else CALLS).items():
     histories = workload.make_histories(shape, num_calls * batch_size)
     calls = np.split(histories, num_calls)
-    candidates = {"ours": over_calls(ours, [jax.device_put(h) for h in calls])}
+    candidates = {"ours": harness.over_calls(ours, [jax.device_put(h) for h in calls])}
     inputs = [hf_t5.encoder_inputs(shape, codes, h) for h in calls]
     for n, hf_generate in hf.items():
-      candidates[f"hf{n}"] = over_calls(hf_generate, inputs)
+      candidates[f"hf{n}"] = harness.over_calls(hf_generate, inputs)
     taken = harness.rounds(candidates, args.rounds)
     for n in hf:
       ratios[f"decode_vs_hf{n}_b{batch_size}"] = harness.ratio(taken[f"hf{n}"], taken["ours"])
@@ -81,11 +80,6 @@ def run(args: argparse.Namespace) -> dict:
       ),
     ),
   )
-
-
-def over_calls(generate_fn: Callable, calls: list) -> Callable[[], list]:
-  """One call after the other, each waited for, as a request is."""
-  return lambda: [jax.block_until_ready(generate_fn(call)) for call in calls]
 
 
 def num_invalid_items(found: beam.Beams, num_items: int) -> int:

@@ -62,6 +62,11 @@ def rounds(candidates: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict
   return seconds
 
 
+def over_calls(call_fn: Callable, calls: Sequence) -> Callable[[], list]:
+  """A candidate for `rounds`: one call after the other, each waited for, as a request is."""
+  return lambda: [jax.block_until_ready(call_fn(call)) for call in calls]
+
+
 def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
   """name -> {"median_s", "min_s", "num_rounds"} of what `rounds` gives."""
   return {

@@ -72,19 +72,7 @@ def tokenizer_step(num_items: int, model: int):
   config = workload.load_config("beauty")
   section = config.tokenizer
   module = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=FEATURE_DIMS)
-  scales = {f"club_{name}": section.club_lr_scale for name in FEATURE_DIMS}
-  tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
-  terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")
-  train_step = train_state.make_train_step(
-    functools.partial(
-      tokenizer_trainer.loss_fn,
-      module,
-      recon_weights=dict(section.recon_weights),
-      **{name: section[name] for name in terms},
-    ),
-    tx,
-    after_update=functools.partial(item_codes.revive_codes, patience=section.revive_steps),
-  )
+  tx, train_step = tokenizer_trainer.make_step(section, module, num_steps=1_000_000)
   state = jax.eval_shape(
     lambda key: item_codes.init_state(tx, item_codes.init_params(module, key)),
     jax.random.key(0),

@@ -172,19 +172,7 @@ def tokenizer_steps(
   dims = {name: x.shape[1] for name, x in inputs["features"].items()}
   model = tokenizer_trainer.make_model(section, num_items=num_items, feature_dims=dims)
   params = item_codes.init_params(model, _init_key())
-  scales = {name: section.club_lr_scale for name in params if name.startswith("club_")}
-  tx = optim.make_optimizer(num_steps=1_000_000, scales=scales, **section.optimizer)
-  terms = ("commitment_weight", "rec_weight", "mim_weight", "temperature")
-  train_step = train_state.make_train_step(
-    functools.partial(
-      tokenizer_trainer.loss_fn,
-      model,
-      recon_weights=dict(section.recon_weights),
-      **{name: section[name] for name in terms},
-    ),
-    tx,
-    after_update=functools.partial(item_codes.revive_codes, patience=section.revive_steps),
-  )
+  tx, train_step = tokenizer_trainer.make_step(section, model, num_steps=1_000_000)
   state = item_codes.init_state(tx, params)
   return _steps(train_step, state, epoch, jax.device_put(inputs), num_steps)
 

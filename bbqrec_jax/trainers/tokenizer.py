@@ -65,28 +65,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     model, params, constants, kmeans_key, section.kmeans_iters, partition
   )
   num_steps = section.num_epochs * data.steps_per_epoch
-  tx = optim.make_optimizer(
-    num_steps=num_steps,
-    scales={name: section.club_lr_scale for name in params if name.startswith("club_")},
-    **section.optimizer,
-  )
-  weights = dict(
-    recon_weights=dict(section.recon_weights),
-    commitment_weight=section.commitment_weight,
-    rec_weight=section.rec_weight,
-    mim_weight=section.mim_weight,
-    temperature=section.temperature,
-  )
-  axis_name = partition.axis_name
-  revive = functools.partial(
-    item_codes.revive_codes, patience=section.revive_steps, axis_name=axis_name
-  )
-  train_step = train_state.make_train_step(
-    functools.partial(loss_fn, model, axis_name=axis_name, **weights),
-    tx,
-    after_update=revive if section.revive_steps else None,
-    axis_name=axis_name,
-  )
+  tx, train_step = make_step(section, model, num_steps, partition.axis_name)
   state = partition.init(functools.partial(item_codes.init_state, tx), params)
   encode_catalogue = item_codes.make_encode_catalogue(model)
   evaluate = _make_eval_fn(
@@ -128,6 +107,36 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
     peak_memory_mb=run_record.peak_memory_mb(),
   )
+
+
+def make_step(section, model, num_steps: int, axis_name: str | None = None):
+  """(optimizer, step of train_state.make_train_step) of a config's `tokenizer` section.
+
+  Args:
+    num_steps: length of the whole training.
+    axis_name: as in losses.py.
+  """
+  modalities = model.feature_dims if model.use_specific else ()
+  tx = optim.make_optimizer(
+    num_steps=num_steps,
+    scales={f"club_{modality}": section.club_lr_scale for modality in modalities},
+    **section.optimizer,
+  )
+  loss = functools.partial(
+    loss_fn,
+    model,
+    recon_weights=dict(section.recon_weights),
+    commitment_weight=section.commitment_weight,
+    rec_weight=section.rec_weight,
+    mim_weight=section.mim_weight,
+    temperature=section.temperature,
+    axis_name=axis_name,
+  )
+  revive = functools.partial(
+    item_codes.revive_codes, patience=section.revive_steps, axis_name=axis_name
+  )
+  after_update = revive if section.revive_steps else None
+  return tx, train_state.make_train_step(loss, tx, after_update=after_update, axis_name=axis_name)
 
 
 def loss_fn(
