@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from bbqrec_jax import optim, partition, train_state
 from bbqrec_jax.data import batches, synthetic
@@ -78,29 +79,24 @@ class Tokenizer(Stage):
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
     )
-    axis_name = self.partition.axis_name
-    train_step = train_state.make_train_step(
-      functools.partial(
-        tokenizer_trainer.loss_fn,
-        model,
+    section = config_dict.ConfigDict(
+      dict(
         recon_weights=dict(text=1.0, image=1.0),
         commitment_weight=0.25,
         rec_weight=1.0,
         mim_weight=1.0,
         temperature=0.1,
-        axis_name=axis_name,
-      ),
-      optim.make_optimizer(num_steps=100, **OPTIMIZER),
-      after_update=functools.partial(item_codes.revive_codes, patience=3, axis_name=axis_name),
-      axis_name=axis_name,
+        revive_steps=3,
+        club_lr_scale=5.0,
+        optimizer=OPTIMIZER,
+      )
     )
+    tx, train_step = tokenizer_trainer.make_step(section, model, 100, self.partition.axis_name)
     params = self.partition.init(
       functools.partial(item_codes.init_params, model),
       self.partition.replicate(jax.random.key(0)),
     )
-    init = functools.partial(
-      item_codes.init_state, optim.make_optimizer(num_steps=100, **OPTIMIZER)
-    )
+    init = functools.partial(item_codes.init_state, tx)
     present = {name: f.present for name, f in dataset().features.items()}
     constants = self.partition.place_tables(dict(features=features, present=present))
     epoch_fn = lambda epoch: self.batches.epoch_with_distinct_items(epoch, dataset().num_items)
