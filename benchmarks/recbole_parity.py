@@ -24,6 +24,7 @@ RecBole has an environment of its own, which needs no JAX:
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -277,8 +278,9 @@ class Recbole:
   def __exit__(self, *exc_info):
     self._process.kill()
     self._process.wait()
-    self._process.stdin.close()
     self._process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):  # Of a request that it did not live to read.
+      self._process.stdin.close()
 
   def ask(self, **request) -> dict:
     """The answer to a request; raises UserError where RecBole fails."""
@@ -292,6 +294,7 @@ class Recbole:
       pass  # It says why in its log.
     line = self._process.stdout.readline()
     if not line:
+      self._process.wait()  # So that its log is whole.
       lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
       raise UserError(f"RecBole failed: {lines[-1] if lines else '?'} (all of it: {self._log})")
     return json.loads(line)
