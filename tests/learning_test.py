@@ -3,8 +3,8 @@
 A ridge regression on held-out items says how much of the behavior factors a latent holds: z should
 hold them for the sequence task, and z_bar should lose them where gamma makes the two independent,
 but keep what is the modality's own. gamma = 1 does both at no cost of recall (seeds 0 to 2). That z
-then holds more of them than z_bar takes a larger gamma, 4, which costs recall; with mutual
-information in nats of all D dimensions together, here gamma = 32, z_bar loses its own factors too.
+holds more of them than z_bar on all three seeds takes a larger gamma, 4; with mutual information in
+nats of all D dimensions together, here gamma = 32, z_bar loses its own factors too.
 """
 
 import pathlib
@@ -116,7 +116,7 @@ def test_z_bar_loses_behavior_over_three_seeds(tmp_path):
     )
     check_bound(bound, free)
     margins.append(more.z - more.z_bar)
-  assert np.mean(margins) > 0.02
+  assert min(margins) > 0.0
 
 
 def check_bound(bound: Trained, free: Trained) -> None:
