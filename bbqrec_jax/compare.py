@@ -1,6 +1,8 @@
 """Compares two runs on the same users: recall, ndcg, and a paired t-test over users.
 
 python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
+
+The test knows how users differ, not how seeds do: two seeds of one setting can differ significantly.
 """
 
 import argparse
