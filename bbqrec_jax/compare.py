@@ -2,7 +2,7 @@
 
 python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 
-The test knows how users differ, not how seeds do: two seeds of one setting can differ significantly.
+The test knows how users differ, not how seeds do: two seeds of one setting may well differ by it.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def _remarks(grid: Grid) -> list[str]:
   if tested:
     lines.append(
       "p: two-sided t-test paired by user, of each user's mean over seeds; below "
-      f"{compare.SIGNIFICANCE} counts as significant. What other seeds would change it cannot know."
+      f"{compare.SIGNIFICANCE} counts as significant. It does not know what other seeds change."
     )
   for row in grid.rows:
     lines += [f"\\* {row.label}: `{remark}`" for remark in row.remarks]
