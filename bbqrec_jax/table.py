@@ -10,7 +10,7 @@ A run is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/SEED; its record,
 that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again;
 one that was stopped goes on; one that fails is named, and the rest goes on. What launch/sweep.py
 has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md,
-.csv and .tex, with what is there; it names what is missing.
+.csv and .tex, and .png with the extra [report], with what is there; it names what is missing.
 """
 
 import argparse

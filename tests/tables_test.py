@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ import scipy.stats
 
 from bbqrec_jax import metrics, table
 from bbqrec_jax.errors import UserError
-from bbqrec_jax.tables import experiments, grids, paper, records, render, statistics, systems
+from bbqrec_jax.tables import (
+  experiments,
+  figures,
+  grids,
+  paper,
+  records,
+  render,
+  statistics,
+  systems,
+)
 from tests import table_records
 from tests.table_records import USERS, some_ranks, write_record
 
@@ -195,8 +205,8 @@ def test_the_latency_of_table_6_is_a_medians(tmp_path):
   assert grid.missing == ("BBQRec (`bbqrec`): its decoding is not timed",)
 
 
-@pytest.mark.parametrize("name", ["figure3", "figure4"])
-def test_figures_are_drawn_from_records(tmp_path, capsys, name):
+@pytest.mark.parametrize("name", ["figure3", "figure4", "table2"])
+def test_plots_are_drawn_from_records(tmp_path, capsys, name):
   pytest.importorskip("matplotlib")
   for system in experiments.EXPERIMENTS[name].systems[1:]:
     write_record(tmp_path, "beauty", system, 0, some_ranks(0))
@@ -204,6 +214,39 @@ def test_figures_are_drawn_from_records(tmp_path, capsys, name):
   assert table.main([*argv, f"--out={tmp_path}"]) == 0
   assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
   assert "no run" in capsys.readouterr().out
+
+
+def test_bars_are_the_means_and_marks_the_papers(out, monkeypatch):
+  pytest.importorskip("matplotlib")
+  import matplotlib.figure
+
+  saved = []
+  monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda fig, *_, **__: saved.append(fig))
+  grid = make(out, "gru4rec", "sasrec", "bbqrec", "tiger", "popularity")
+  figures.draw(TABLE2, [grid], out)
+  axis = saved[0].axes[1]
+  assert axis.get_title() == "beauty: ndcg@10"
+  labels = [label.get_text() for label in axis.get_yticklabels()]
+  assert labels == [row.label for row in grid.rows]
+  bars = {
+    labels[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches
+  }
+  assert bars == {
+    label: row(grid, label).cells[3].value.mean for label in ("GRU4Rec", "SASRec", "BBQRec")
+  }
+  (marks,) = [line for line in axis.lines if line.get_label() == "the paper's"]
+  found = {labels[place]: number for number, place in zip(*marks.get_data())}
+  assert found == {x: paper.TABLE2["beauty"][x][3] for x in labels if x != "Popularity"}
+
+
+def test_only_a_figure_needs_matplotlib(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  write_record(tmp_path, "beauty", "bbqrec", 0, some_ranks(0))
+  argv = ["--render_only", "--datasets=beauty", f"--out={tmp_path}"]
+  assert table.main([*argv, "--experiment=table2"]) == 0
+  assert "table2.png" not in capsys.readouterr().out
+  assert table.main([*argv, "--experiment=figure4"]) == 1
+  assert "install the extra [report]" in capsys.readouterr().err
 
 
 def test_a_table_without_any_record_is_all_missing(tmp_path, capsys):

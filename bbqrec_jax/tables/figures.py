@@ -1,29 +1,37 @@
-"""Figures 3 and 4, drawn from records; needs the extra [report]."""
+"""Experiments as plots, drawn from records; needs the extra [report]."""
 
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import records, statistics, systems
 from bbqrec_jax.tables.experiments import Experiment
 from bbqrec_jax.tables.grids import Grid
+from bbqrec_jax.tables.statistics import Value
 
 _METRICS = ("recall@10", "ndcg@10")
 
 
 def draw(experiment: Experiment, grids: Sequence[Grid], out: pathlib.Path) -> pathlib.Path | None:
-  """Writes out/<experiment>.png; None if the experiment is no figure, or nothing of it has run.
+  """Writes out/<experiment>.png; None if it has none, nothing of it has run, or a table lacks
+  matplotlib.
 
-  Raises UserError without matplotlib.
+  Raises UserError if a figure lacks it.
   """
-  draw_fn = {"figure3": _draw_hyperparameters, "figure4": _draw_signals}.get(experiment.name)
-  if draw_fn is None or not any(
-    cell.value for grid in grids for row in grid.rows for cell in row.cells
-  ):
+  if experiment.name == "figure3":
+    draw_fn = _draw_hyperparameters
+  elif set(_METRICS) <= {column.quantity for column in experiment.columns}:
+    draw_fn = _draw_systems
+  else:
+    return None
+  if not any(cell.value for grid in grids for row in grid.rows for cell in row.cells):
     return None
   try:
-    import matplotlib  # An extra, for figures alone.
+    import matplotlib  # An extra, for plots alone.
   except ModuleNotFoundError as error:
+    if not experiment.name.startswith("figure"):
+      return None
     raise UserError("figures need matplotlib; install the extra [report].") from error
   matplotlib.use("agg")
   import matplotlib.pyplot as plt
@@ -53,7 +61,7 @@ def _draw_hyperparameters(plt, grids: Sequence[Grid], out: pathlib.Path):
         axis.errorbar(
           [place for place, _ in points],
           [value.mean for _, value in points],
-          yerr=[value.std or 0.0 for _, value in points],
+          yerr=_deviations(value for _, value in points),
           marker="o", capsize=3, label=metric,
         )  # fmt: skip
       axis.set_xticks(range(len(choices)), choices)
@@ -64,24 +72,41 @@ def _draw_hyperparameters(plt, grids: Sequence[Grid], out: pathlib.Path):
   return fig
 
 
-def _draw_signals(plt, grids: Sequence[Grid], out: pathlib.Path):
-  """Figure 4: a panel for each dataset and metric, a bar for each system."""
+def _draw_systems(plt, grids: Sequence[Grid], out: pathlib.Path):
+  """A panel for each dataset and metric: a bar for each system, a mark for the paper's number."""
   del out
+  num_rows = max(len(grid.rows) for grid in grids)
   fig, axes = plt.subplots(
-    len(_METRICS), len(grids), figsize=(3.6 * len(grids), 2.8 * len(_METRICS)), squeeze=False,
-    layout="constrained",
+    len(grids), len(_METRICS), figsize=(4.6 * len(_METRICS), (1.2 + 0.24 * num_rows) * len(grids)),
+    squeeze=False, layout="constrained",
   )  # fmt: skip
-  for panels, metric in zip(axes, _METRICS):
-    for axis, grid in zip(panels, grids):
+  for panels, grid in zip(axes, grids):
+    labels = [row.label + (" *" if row.remarks else "") for row in grid.rows]
+    for axis, metric in zip(panels, _METRICS):
       column = [c.quantity for c in grid.columns].index(metric)
-      values = [(row.label, row.cells[column].value) for row in grid.rows]
-      there = [(label, value) for label, value in values if value is not None]
-      axis.bar(
-        [label for label, _ in there],
-        [value.mean for _, value in there],
-        yerr=[value.std or 0.0 for _, value in there],
-        capsize=3,
-      )
+      cells = [row.cells[column] for row in grid.rows]
+      bars = [(place, cell.value) for place, cell in enumerate(cells) if cell.value is not None]
+      marks = [(place, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None]
+      axis.barh(
+        [place for place, _ in bars],
+        [value.mean for _, value in bars],
+        xerr=_deviations(value for _, value in bars),
+        capsize=3, color="tab:blue", label="here",
+      )  # fmt: skip
+      if marks:
+        axis.plot(
+          [number for _, number in marks], [place for place, _ in marks],
+          "D", color="black", markersize=4, label="the paper's",
+        )  # fmt: skip
+      axis.set_yticks(range(len(labels)), labels)
+      axis.set_ylim(len(labels) - 0.4, -0.6)  # The first row is on top, as in the table.
       axis.set_title(f"{grid.dataset}: {metric}")
-      axis.tick_params(axis="x", labelrotation=20)
+      axis.grid(axis="x", alpha=0.3)
+      axis.set_axisbelow(True)
+    panels[0].legend(fontsize="small")
   return fig
+
+
+def _deviations(values: Iterable[Value]) -> list[float]:
+  """Standard deviations; NaN, which is not drawn, where there is one seed."""
+  return [math.nan if value.std is None else value.std for value in values]
