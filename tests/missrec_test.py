@@ -97,28 +97,24 @@ def slow_score(h, vectors, use_id, sharpness):
   return fused / TAU
 
 
-def test_scores_fuse_what_a_candidate_has():
+@pytest.mark.parametrize("use_id", [True, False])
+@pytest.mark.parametrize("modalities", [1, 2])
+def test_scores_fuse_what_a_candidate_has(modalities, use_id):
   rng = np.random.default_rng(2)
-  vectors = rng.normal(size=(6, 3, E))
-  vectors[1, 0], vectors[2, 1], vectors[3, :2] = 0.0, 0.0, 0.0
+  vectors = rng.normal(size=(6, modalities + use_id, E))
+  vectors[1, 0] = vectors[2, modalities - 1] = vectors[3, :modalities] = 0.0
   h, bias, own = unit(rng.normal(size=(4, E))), rng.normal(size=6), np.array([5, 3, 1, 2])
 
   @jax.jit
   def scores(h, vectors, bias):
-    found = []
-    for use_id in (True, False):
-      args = (h, vectors if use_id else vectors[:, :2], bias)
-      items = missrec.Items(*args[1:], 3.0, None, None, None)
-      scorer = make_model(use_id).scorer(items)
-      found.append((scorer.items(*args), scorer.rows(*args, own)))
-    return found
+    items = missrec.Items(vectors, bias, 3.0, None, None, None)
+    scorer = make_model(use_id).scorer(items)
+    return scorer.items(h, vectors, bias), scorer.rows(h, vectors, bias, own)
 
-  found = scores(*map(jnp.float32, (h, unit(vectors), bias)))
-  for use_id, (all_items, rows) in zip((True, False), found):
-    parts = vectors if use_id else vectors[:, :2]
-    expected = [[slow_score(x, v, use_id, 3.0) for v in parts] for x in h] + bias
-    np.testing.assert_allclose(all_items, expected, atol=1e-5)
-    np.testing.assert_allclose(rows, expected[np.arange(4), own], atol=1e-5)
+  all_items, rows = scores(*map(jnp.float32, (h, unit(vectors), bias)))
+  expected = [[slow_score(x, v, use_id, 3.0) for v in vectors] for x in h] + bias
+  np.testing.assert_allclose(all_items, expected, atol=1e-5)
+  np.testing.assert_allclose(rows, expected[np.arange(4), own], atol=1e-5)
 
 
 def make_params(use_id, inputs):

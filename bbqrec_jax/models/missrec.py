@@ -1,6 +1,7 @@
 """MISSRec: sequences of multi-modal items, seen beside the interests that they are made of."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -237,40 +238,63 @@ def interest_tokens(history: jax.Array, interests: jax.Array) -> jax.Array:
   return jnp.where(jnp.any(same & earlier[None], axis=2), -1, found)
 
 
-def fuse(use_id: bool, cosines: jax.Array, present: jax.Array, sharpness: jax.Array) -> jax.Array:
-  """One cosine out of those to a candidate's modalities and id.
+class Fused(NamedTuple):
+  """Candidates of whose modalities and id one is made.
+
+  A softmax over two cosines a and b is a sigmoid of their difference d, which makes their fusion
+  b + d * sigmoid(sharpness * d): two products with a history, however many vectors there were.
+  """
+
+  base: jax.Array  # [P, E] float32, whose product with h is the cosine without that addition.
+  gap: jax.Array | None  # [P, E] float32, whose product with h is d; None with one modality.
+  weight: jax.Array | None  # [P] float32, of the addition; 0 where a modality is missing.
+
+
+def fuse(use_id: bool, vectors: jax.Array) -> Fused:
+  """What is the same for all histories.
 
   Args:
-    use_id: whether the last of the M' is the id.
-    cosines: [M', ...] float32; present: bool that broadcasts to it, whether the candidate has that.
-    sharpness: [] float32: 0 gives the mean over the modalities, more the largest its way.
-
-  Returns:
-    [...] float32; 0 for a candidate of which nothing is known.
+    use_id: whether the last of the M' is the id, which weighs as much as one modality.
+    vectors: [P, M', E], of unit length, or zeros where a candidate has none. The modalities are one
+      or two.
   """
-  last = len(cosines) - use_id
-  modal, mask = cosines[:last], jnp.broadcast_to(present[:last], cosines[:last].shape)
-  alpha = jax.nn.softmax(jnp.where(mask, sharpness * modal, layers.MASKED), axis=0)
-  fused = jnp.sum(jnp.where(mask, alpha * modal, 0.0), axis=0)
-  if not use_id:
-    return fused
-  count = jnp.sum(mask, axis=0)
-  return (count * fused + cosines[-1]) / (count + 1)
+  vectors = vectors.astype(jnp.float32)
+  modal = vectors[:, :-1] if use_id else vectors
+  present = jnp.any(modal != 0, axis=-1)  # [P, M]
+  count = jnp.sum(present, axis=1, dtype=jnp.float32)
+  share = count / (count + 1) if use_id else jnp.ones_like(count)
+  if modal.shape[1] == 1:
+    base, gap, weight = modal[:, 0], None, None
+  else:
+    first, second = modal[:, 0], modal[:, 1]
+    both = jnp.all(present, axis=1)
+    base = second + jnp.where(both[:, None], 0.0, first)
+    gap, weight = first - second, jnp.where(both, share, 0.0)
+  base *= share[:, None]
+  return Fused(base + vectors[:, -1] / (count + 1)[:, None] if use_id else base, gap, weight)
 
 
 def score_items(use_id, temperature, sharpness, h, vectors, bias, precision=None):
   """As losses.score_items(), of candidates with vectors [I', M', E]."""
-  product = functools.partial(losses.score_items, precision=precision)
-  cosines = jnp.stack(
-    [product(h, vectors[:, m], jnp.zeros(len(vectors))) for m in range(vectors.shape[1])]
-  )  # [M', R, I']
-  present = jnp.any(vectors != 0, axis=-1).T[:, None, :]
-  return fuse(use_id, cosines, present, sharpness) / temperature + bias[None, :]
+  product = lambda v: losses.score_items(h, v.astype(h.dtype), jnp.zeros_like(bias), precision)
+  return _cosines(fuse(use_id, vectors), sharpness, product) / temperature + bias[None, :]
 
 
 def score_rows(use_id, temperature, sharpness, h, vectors, bias, items):
   """As losses.score_rows(), of candidates with vectors [I', M', E]."""
-  own = vectors[items].astype(jnp.float32)  # [R, M', E]
-  cosines = jnp.sum(h.astype(jnp.float32)[:, None] * own, axis=-1).T  # [M', R]
-  present = jnp.any(own != 0, axis=-1).T
-  return fuse(use_id, cosines, present, sharpness) / temperature + bias[items]
+  product = lambda v: jnp.sum(h.astype(jnp.float32) * v, axis=-1)
+  return _cosines(fuse(use_id, vectors[items]), sharpness, product) / temperature + bias[items]
+
+
+def _cosines(fused: Fused, sharpness: jax.Array, product: Callable) -> jax.Array:
+  """One cosine out of those to all that a candidate has; 0 if nothing is known of it.
+
+  Args:
+    sharpness: [] float32: 0 gives the mean over the modalities, more the largest its way.
+    product: of histories with [P, E]: [..., P] float32.
+  """
+  cosines = product(fused.base)
+  if fused.gap is None:
+    return cosines
+  d = product(fused.gap)
+  return cosines + jnp.broadcast_to(fused.weight, d.shape) * d * jax.nn.sigmoid(sharpness * d)
