@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 def load(folder: str, split: str) -> Run:
-  """Reads RUN/ranks.npz, and the name in RUN/results.json if there is one.
+  """Reads RUN/ranks.npz.
 
   Raises:
     UserError: the file or the split is missing, or unreadable.
@@ -59,10 +59,9 @@ def load(folder: str, split: str) -> Run:
 
 
 def _name(folder: pathlib.Path) -> str:
-  """The run's own name, or else its folder's."""
-  path = folder / "results.json"
-  results = run_record.read_json(path) if path.exists() else {}
-  return str(results.get("name", folder.resolve().name))
+  """The folder's; SYSTEM/SEED in the workdir of a table."""
+  folder = folder.resolve()
+  return f"{folder.parent.name}/{folder.name}" if folder.name.isdecimal() else folder.name
 
 
 def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -357,13 +357,6 @@ def test_ranks_that_are_no_archive(finished, workdir, capsys, content):
   assert said is not None and "ranks.npz" in said
 
 
-@pytest.mark.parametrize("content", numbered([*NOT_JSON, *NO_RECORD[:4], EDITS["folder"]]))
-def test_results_of_a_comparison(finished, workdir, capsys, content):
-  replace(workdir / "results.json", content)
-  said = compared(finished, workdir, capsys)
-  assert said is not None and "results.json" in said
-
-
 @pytest.mark.parametrize("out", ["gone/ab.json", "config.json/ab.json", "stages", "x" * 300])
 def test_where_a_comparison_cannot_be_written(finished, workdir, capsys, out):
   assert compared(finished, workdir, capsys, f"--out={workdir / out}") is not None
