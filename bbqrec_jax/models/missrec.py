@@ -242,7 +242,8 @@ class Fused(NamedTuple):
   """Candidates of whose modalities and id one is made.
 
   A softmax over two cosines a and b is a sigmoid of their difference d, which makes their fusion
-  b + d * sigmoid(sharpness * d): two products with a history, however many vectors there were.
+  b + d * sigmoid(sharpness * d): two products with a history. With one modality it is linear, and
+  one product is enough.
   """
 
   base: jax.Array  # [P, E] float32, whose product with h is the cosine without that addition.
@@ -266,7 +267,7 @@ def fuse(use_id: bool, vectors: jax.Array) -> Fused:
   if modal.shape[1] == 1:
     base, gap, weight = modal[:, 0], None, None
   else:
-    first, second = modal[:, 0], modal[:, 1]
+    first, second = jnp.moveaxis(modal, 1, 0)  # Fails where there are more.
     both = jnp.all(present, axis=1)
     base = second + jnp.where(both[:, None], 0.0, first)
     gap, weight = first - second, jnp.where(both, share, 0.0)

@@ -14,10 +14,9 @@ _METRICS = ("recall@10", "ndcg@10")
 
 
 def draw(experiment: Experiment, grids: Sequence[Grid], out: pathlib.Path) -> pathlib.Path | None:
-  """Writes out/<experiment>.png; None if it has none, nothing of it has run, or a table lacks
-  matplotlib.
+  """Writes out/<experiment>.png, for experiments that have one; None if nothing of it has run.
 
-  Raises UserError if a figure lacks it.
+  Without matplotlib a table has none either, and a figure raises UserError.
   """
   if experiment.name == "figure3":
     draw_fn = _draw_hyperparameters
