@@ -89,7 +89,7 @@ def read_json(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, An
 
 
 def provenance() -> dict[str, Any]:
-  """What made a result: commit, command, versions, devices and date (UTC).
+  """What made a result: commit, command, versions, devices, usable CPUs and date (UTC).
 
   Names no machine and no user. `commit` is None outside a git checkout; `dirty` says whether the
   checkout had changes that are in no commit.
@@ -106,8 +106,16 @@ def provenance() -> dict[str, Any]:
     "platform": platform.platform(),
     "device_kind": devices[0].device_kind,
     "num_devices": len(devices),
+    "num_cpus": num_cpus(),  # XLA cuts products by them, so that bits depend on it.
     "num_processes": jax.process_count(),
   }
+
+
+def num_cpus() -> int:
+  """How many CPUs this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process may use all.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint: str) -> None:

@@ -159,8 +159,8 @@ def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
   """run_record's provenance, with what a speed depends on beside it.
 
-  Adds the number of usable CPUs, the versions of the extra's packages, and those environment
-  variables of _ENVIRONMENT that are set. The command is as typed in the repository's root.
+  Adds the versions of the extra's packages, and those environment variables of _ENVIRONMENT that
+  are set. The command is as typed in the repository's root.
   """
   record = run_record.provenance()
   for package in _EXTRA:
@@ -169,16 +169,8 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
   program = pathlib.Path(sys.argv[0])
   return record | dict(
     command=shlex.join(["python", f"{program.parent.name}/{program.name}", *argv]),
-    num_cpus=num_cpus(),
     environment={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
   )
-
-
-def num_cpus() -> int:
-  """How many CPUs this process may use."""
-  if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process may use all.
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def format_ratios(ratios: Mapping[str, float]) -> str:

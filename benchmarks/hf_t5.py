@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import harness
 import numpy as np
 import torch
 import transformers
 import workload
+
+from bbqrec_jax import run_record
 
 PAD = 0  # Also what the decoder starts with; codes come behind it.
 
@@ -22,7 +23,7 @@ def use_all_cpus() -> int:
   """As many threads as XLA has, and no warnings; returns their number."""
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
   transformers.logging.set_verbosity_error()
-  torch.set_num_threads(harness.num_cpus())
+  torch.set_num_threads(run_record.num_cpus())
   return torch.get_num_threads()
 
 

@@ -116,7 +116,7 @@ def compare(args, model: str, root: pathlib.Path, name: str, epochs: int, width:
   )
   config = our_config(model, flags, fields)
   dataset = main_lib.load_dataset(config)
-  threads = harness.num_cpus()
+  threads = run_record.num_cpus()
   settings = recbole_settings(model, root, name, epochs, width)
   folder = args.workdir / "recbole" / model
   folder.mkdir(parents=True, exist_ok=True)

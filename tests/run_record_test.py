@@ -95,6 +95,17 @@ def test_broken_config_json_is_refused(tmp_path, text):
     run_record.claim_workdir(tmp_path, CONFIG, "f00d")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds processes")
+def test_provenance_counts_the_cpus_that_the_process_is_bound_to():
+  allowed = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(allowed)})
+    assert run_record.provenance()["num_cpus"] == 1
+  finally:
+    os.sched_setaffinity(0, allowed)
+  assert run_record.provenance()["num_cpus"] == len(allowed)
+
+
 def test_provenance_agrees_with_git_and_outlives_its_absence(monkeypatch):
   record = run_record.provenance()
   assert set(record["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
