@@ -54,8 +54,7 @@ def test_cached_steps_equal_the_uncached_decoder(encoder):
   beams = jax.random.randint(jax.random.key(5), (B, 4, L, M), 0, N)  # W = 4 beams per user.
   variables = _randomised(model, codes, vectors, mask, beams[:, :1])
   memory = model.apply(variables, codes, vectors, mask, method="encode")
-  visible = memory.mask[:, None, :]
-  logits = model.apply(variables, beams, memory, visible, method="decode")
+  logits = model.apply(variables, beams, memory, method="decode")
   expected = jax.nn.log_softmax(logits)
   cache = model.apply(variables, codes, vectors, mask, method="start")
   log_probs, cache = model.apply(variables, 0, None, cache, method="step")
@@ -84,8 +83,7 @@ def test_a_level_sees_only_the_levels_before_it():
   def level_sums(code_embed):  # Gradient of each level's logits with respect to every table.
     params = variables["params"] | {"code_embed": code_embed}
     memory = model.apply(variables, codes, vectors, mask, method="encode")
-    visible = memory.mask[:, None, :]
-    logits = model.apply({"params": params}, targets, memory, visible, method="decode")
+    logits = model.apply({"params": params}, targets, memory, method="decode")
     return jnp.sum(logits**2, axis=(0, 1, 3, 4))  # [L]
 
   jacobian = jax.jacrev(level_sums)(variables["params"]["code_embed"])  # [L, L, M, N, E]
@@ -148,3 +146,35 @@ def test_position_within_the_history_matters():
   logits = model.apply(variables, codes[:1], vectors[:1], mask[:1], targets[:1])
   backwards = model.apply(variables, codes[:1, ::-1], vectors[:1, ::-1], mask[:1], targets[:1])
   assert float(jnp.max(jnp.abs(logits - backwards))) > 1e-3
+
+
+def test_with_the_causal_encoder_a_target_can_tell_the_latest_item():
+  # Without encoder layers a token of the memory knows no other item, and what the decoder's first
+  # token attends to is up to the bias alone.
+  model = _model(encoder="causal", num_encoder_layers=0)
+  codes, vectors, mask, targets = _inputs(num_targets=T)
+  variables = _randomised(model, codes, vectors, mask, targets)
+  table = jnp.zeros_like(variables["params"]["history_bias"]["table"])
+  table = table.at[1 : L + 1].set(1e4)  # By distance: the L tokens before the target's first one.
+  variables = {"params": variables["params"] | {"history_bias": {"table": table}}}
+  logits = model.apply(variables, codes, vectors, mask, targets)
+  for item in range(T):
+    other = model.apply(
+      variables, codes.at[:, item].set((codes[:, item] + 1) % N), vectors, mask, targets
+    )
+    change = np.asarray(jnp.max(jnp.abs(other - logits)[:, :, 0], axis=(2, 3)))  # [B, T]
+    moved = np.arange(T)[None, :] == item
+    np.testing.assert_array_equal((change > 1e-3)[mask], np.broadcast_to(moved, (B, T))[mask])
+  history = model.apply(variables, codes, vectors, mask, targets[:, :1])
+  alone = model.apply(
+    variables, codes[1:2, 1:2], vectors[1:2, 1:2], mask[1:2, :1], targets[1:2, :1]
+  )
+  chex.assert_trees_all_close(
+    history[1, 0, 0], alone[0, 0, 0], atol=1e-5
+  )  # Its second is its last.
+
+
+def test_the_papers_encoder_needs_no_bias_in_the_attention_to_the_history():
+  assert (
+    "history_bias" not in jax.eval_shape(_model().init, jax.random.key(0), *_inputs())["params"]
+  )

@@ -99,7 +99,7 @@ class DecoderLayer(nn.Module):
     past: tuple[jax.Array, jax.Array],
     self_bias: jax.Array,
     history: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
+    history_bias: jax.Array,
     deterministic: bool,
   ) -> jax.Array:
     """One layer.
@@ -110,7 +110,7 @@ class DecoderLayer(nn.Module):
       past: keys and values, [B, P, k, H, D] each, of these tokens and the ones before them.
       self_bias: [H, q, k] relative position bias, MASKED where a token may not look.
       history: keys and values, [B, S, H, D] each: once per user, whatever P is.
-      mask: [B, P, S] or [B, 1, S] bool, the history's tokens that a prefix may see.
+      history_bias: float32 that broadcasts to [B, H, P, q, S], MASKED where a prefix may not look.
     """
     batch_size, num_prefixes, num_tokens, _ = x.shape
     # [B, P, H, q, k]
@@ -121,8 +121,9 @@ class DecoderLayer(nn.Module):
     flat = query.reshape(batch_size, num_prefixes * num_tokens, *query.shape[3:])
     scores = layers.scores(flat, history[0])  # [B, H, P * q, S]
     scores = scores.reshape(batch_size, self.num_heads, num_prefixes, num_tokens, -1)
-    scores = jnp.where(mask[:, None, :, None, :], scores, layers.MASKED)
-    scores = scores.reshape(batch_size, self.num_heads, num_prefixes * num_tokens, -1)
+    scores = (scores + history_bias).reshape(
+      batch_size, self.num_heads, num_prefixes * num_tokens, -1
+    )
     mixed = layers.mix(scores, history[1]).reshape(query.shape)
     x = x + self.dropout(self.cross_attention.out(mixed), deterministic)
     return x + self.dropout(self.ff(self.ff_norm(x), deterministic), deterministic)
@@ -138,7 +139,9 @@ class Model(nn.Module):
 
   encoder="bidirectional" is the paper's. encoder="causal" restricts each token to its own and
   earlier items, so that one encoder pass serves every prefix of a history: a deviation, to be
-  named wherever its numbers stand.
+  named wherever its numbers stand. Such a token cannot tell how many items come after it, and with
+  that which item is the latest; so there, and only there, the decoder's attention to the history
+  has a relative position bias too, as if the next item's tokens continued the history's.
   """
 
   num_levels: int  # L.
@@ -200,6 +203,8 @@ class Model(nn.Module):
     )
     self.encoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=True)
     self.decoder_bias = layers.RelativePositionBias(self.num_heads, bidirectional=False)
+    if self.encoder == "causal":
+      self.history_bias = layers.RelativePositionBias(self.num_heads, bidirectional=False)
     self.dropout = layers.Dropout(self.dropout_rate)
     self.heads = self.param(
       "heads",
@@ -232,9 +237,7 @@ class Model(nn.Module):
       mask: [B, T] bool, True for an item.
     """
     _, num_items, num_levels, _ = codes.shape
-    # Tokens are ordered (level, item); their positions in the sequence are item * L + level.
-    level, item = np.divmod(np.arange(num_levels * num_items), num_items)
-    positions = item * num_levels + level
+    item, positions = _token_places(num_items, num_levels)
     x = jnp.einsum("btld->bltd", self._embed(codes, 0))
     x = self.dropout(x.reshape(x.shape[0], -1, self.model_dim), deterministic)  # [B, S, d]
     token_mask = jnp.tile(mask, (1, num_levels))  # [B, S]
@@ -254,13 +257,18 @@ class Model(nn.Module):
     return Memory(keys, values, token_mask)
 
   def decode(
-    self, codes: jax.Array, memory: Memory, mask: jax.Array, deterministic: bool = True
+    self,
+    codes: jax.Array,
+    memory: Memory,
+    every_prefix: bool = False,
+    deterministic: bool = True,
   ) -> jax.Array:
     """Logits of every level of P target IDs, each level given the true levels before it.
 
     Args:
       codes: [B, P, L, M] int32 target semantic IDs.
-      mask: [B, P, S] or [B, 1, S] bool, the history's tokens that each prefix may see.
+      every_prefix: True: target p, of P = T, sees the history up to its item p; False: every
+        target sees all of it.
 
     Returns:
       [B, P, L, M, N] float32 logits of BBQRec Eq. (1)'s P(c_j | c_1 .. c_{j-1}, S_t).
@@ -273,9 +281,10 @@ class Model(nn.Module):
     levels = np.arange(num_levels)
     causal = jnp.where(levels[None, :] <= levels[:, None], 0.0, layers.MASKED)
     bias = self.decoder_bias(levels, levels) + causal[None]
+    history_bias = self._history_bias(memory, levels, every_prefix)
     for layer, key, value in zip(self.decoder_layers, memory.keys, memory.values):
       query, *past = layer.qkv(x)
-      x = layer(x, query, past, bias, (key, value), mask, deterministic)
+      x = layer(x, query, past, bias, (key, value), history_bias, deterministic)
     return self._logits("bpld,lmdn->bplmn", self.dropout(self.decoder_norm(x), deterministic))
 
   def __call__(
@@ -298,13 +307,39 @@ class Model(nn.Module):
     """
     num_prefixes = targets.shape[1]
     memory = self.encode(codes, vectors, mask, deterministic)
-    visible = memory.mask[:, None, :]
-    if num_prefixes > 1:
-      if self.encoder != "causal":
-        raise ValueError("Targets for every prefix need encoder='causal'.")
-      item = np.tile(np.arange(num_prefixes), self.num_levels)  # [S]
-      visible = visible & (item[None, :] <= np.arange(num_prefixes)[:, None])[None]
-    return self.decode(targets, memory, visible, deterministic)
+    if num_prefixes > 1 and self.encoder != "causal":
+      raise ValueError("Targets for every prefix need encoder='causal'.")
+    return self.decode(targets, memory, num_prefixes > 1, deterministic)
+
+  def _history_bias(
+    self, memory: Memory, levels: np.ndarray, every_prefix: bool = False
+  ) -> jax.Array:
+    """What decoder tokens of q levels add to their scores of the history's S tokens.
+
+    Args:
+      levels: [q] ints, static.
+      every_prefix: as decode() has it.
+
+    Returns:
+      float32 that broadcasts to [B, H, P, q, S]; MASKED at what is out of sight.
+    """
+    num_items = memory.mask.shape[1] // self.num_levels
+    item, positions = _token_places(num_items, self.num_levels)
+    visible = memory.mask[:, None, None, None, :]  # [B, 1, 1, 1, S]
+    if every_prefix:
+      visible = visible & (item <= np.arange(num_items)[:, None])[None, None, :, None, :]
+    bias = jnp.where(visible, 0.0, layers.MASKED)
+    if self.encoder != "causal":
+      return bias
+    # Of the targets after item 0, 1, .. T - 1: [H, T, q, S].
+    targets = np.arange(1, num_items + 1)[:, None] * self.num_levels + levels
+    relative = self.history_bias(targets.reshape(-1), positions)
+    relative = relative.reshape(-1, num_items, len(levels), len(positions))
+    if every_prefix:
+      return bias + relative[None]
+    lengths = jnp.sum(memory.mask[:, :num_items], axis=1)
+    last = jnp.maximum(lengths - 1, 0)  # [B]
+    return bias + jnp.einsum("hbqs->bhqs", relative[:, last])[:, :, None]
 
   def start(self, codes: jax.Array, vectors: jax.Array, mask: jax.Array) -> Cache:
     """Encodes histories (as encode()) and opens a decoding."""
@@ -327,6 +362,7 @@ class Model(nn.Module):
     else:
       x = self._embed(tokens[:, :, None, :], level - 1)
     bias = self.decoder_bias(np.array([level]), np.arange(level + 1))
+    history_bias = self._history_bias(cache.memory, np.array([level]))
     keys, values = [], []
     for n, layer in enumerate(self.decoder_layers):
       query, key, value = layer.qkv(x)
@@ -334,8 +370,17 @@ class Model(nn.Module):
         key = jnp.concatenate([cache.keys[n], key], axis=2)
         value = jnp.concatenate([cache.values[n], value], axis=2)
       history = (cache.memory.keys[n], cache.memory.values[n])
-      x = layer(x, query, (key, value), bias, history, cache.memory.mask[:, None, :], True)
+      x = layer(x, query, (key, value), bias, history, history_bias, True)
       keys.append(key)
       values.append(value)
     logits = self._logits("bwd,mdn->bwmn", self.decoder_norm(x)[:, :, 0], level)
     return jax.nn.log_softmax(logits), cache._replace(keys=tuple(keys), values=tuple(values))
+
+
+def _token_places(num_items: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Of a history's S tokens, which are ordered (level, item): the item of each, its position.
+
+  Positions are item * L + level, those of the history as a sequence of tokens.
+  """
+  level, item = np.divmod(np.arange(num_levels * num_items), num_items)
+  return item, item * num_levels + level
