@@ -147,6 +147,20 @@ def test_a_changed_or_tuned_run_is_marked_and_the_data_are_described(out):
   assert "* Data: text of 89 items (text_a.npy).\n" in text
 
 
+def test_a_run_of_the_earlier_causal_model_is_marked(out):
+  before, since = "2026-11-25T08:04:17+00:00", records.CAUSAL_SEES_LATEST
+  for seed, encoder, date in (
+    (0, "causal", since), (1, "causal", before), (2, "bidirectional", before)
+  ):  # fmt: skip
+    stages = dict(rqvae=dict(), generator=dict(encoder=encoder, test_seconds=1.0))
+    changes = dict(stages=stages, provenance=dict(date=date))
+    write_record(out, "beauty", "tiger", seed, some_ranks(seed), **changes)
+  text = render.markdown(TABLE2, [make(out, "sasrec", "tiger")])
+  assert "| TIGER \\* |" in text and "| SASRec |" in text
+  remarks = [line for line in text.splitlines() if line.startswith("* \\* TIGER: ")]
+  assert len(remarks) == 1 and "seed 1 by an earlier" in remarks[0]
+
+
 def test_it_is_said_who_reads_which_features(out):
   table1 = table_records.table1() | dict(texts=0)
   write_record(out, "beauty", "sasrec", 0, some_ranks(0), data=dict(table1=table1))

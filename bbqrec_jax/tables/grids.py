@@ -20,7 +20,7 @@ class Row(NamedTuple):
   label: str
   cells: tuple[Cell, ...]
   tests: dict[int, Test]  # By the number of the column.
-  remarks: tuple[str, ...]  # What was changed of the system's own settings, or tuned.
+  remarks: tuple[str, ...]  # What was changed or tuned of its settings; what is of earlier code.
 
 
 class Grid(NamedTuple):
@@ -125,11 +125,14 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
 
 
 def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
-  """What the user of the table changed, and what tuning chose, over all runs of a row."""
+  """What the user of the table changed, what tuning chose, and what is of earlier code."""
   remarks = []
-  for run in (record["run"] for of_seeds in of_columns for record in of_seeds):
-    for head, changes in (("", run["overrides"]), ("tuned: ", run["tuned"])):
-      remarks += [head + " ".join(changes)] if changes else []
+  for record in (record for of_seeds in of_columns for record in of_seeds):
+    overrides, tuned = (" ".join(record["run"][key]) for key in ("overrides", "tuned"))
+    remarks += [f"`{overrides}`"] if overrides else []
+    remarks += [f"`tuned: {tuned}`"] if tuned else []
+    outdated = records.outdated(record)
+    remarks += [f"seed {record['run']['seed']} {outdated}"] if outdated else []
   return tuple(dict.fromkeys(remarks))
 
 

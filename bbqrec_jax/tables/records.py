@@ -24,6 +24,8 @@ from bbqrec_jax import compare, metrics, record, run_record
 from bbqrec_jax.errors import UserError
 
 FOLDER = "runs"
+# Since then a target can tell which item of its history is the latest: models/generator.py.
+CAUSAL_SEES_LATEST = "2026-11-26T10:26:22+00:00"
 _DEPTH = max(compare.KS)  # Ranks beyond it count for no metric.
 
 
@@ -60,6 +62,14 @@ def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
   """The records of all seeds, in the order of the seeds; raises UserError as read() does."""
   folder = path(out, dataset, system, 0).parent
   return sorted(map(read, folder.glob("*.json")), key=lambda found: found["run"]["seed"])
+
+
+def outdated(found: dict) -> str:
+  """What of the code that made a record has changed since and moves its figures; "" if nothing."""
+  is_causal = any(stage.get("encoder") == "causal" for stage in found["stages"].values())
+  if is_causal and found["provenance"].get("date", "") < CAUSAL_SEES_LATEST:
+    return "by an earlier causal model, whose targets cannot tell which item is the latest"
+  return ""
 
 
 def pack_ranks(ranks: np.ndarray) -> str:

@@ -99,7 +99,7 @@ def _remarks(grid: Grid) -> list[str]:
       f"{compare.SIGNIFICANCE} counts as significant. It does not know what other seeds change."
     )
   for row in grid.rows:
-    lines += [f"\\* {row.label}: `{remark}`" for remark in row.remarks]
+    lines += [f"\\* {row.label}: {remark}" for remark in row.remarks]
   lines += [f"Missing: {line}." for line in grid.missing]
   return lines
 
