@@ -54,7 +54,7 @@ def _log_probs(model, params, catalogue):
   variables, inputs = {"params": params}, generate.lookup(catalogue, jnp.asarray(HISTORY))
   memory = model.apply(variables, *inputs, method="encode")
   targets = jnp.broadcast_to(catalogue.codes[None], (B, I, L, M))
-  logits = model.apply(variables, targets, memory, memory.mask[:, None, :], method="decode")
+  logits = model.apply(variables, targets, memory, method="decode")
   return jax.nn.log_softmax(logits)  # [B, I, L, M, N]
 
 
