@@ -165,16 +165,14 @@ def test_with_the_causal_encoder_a_target_can_tell_the_latest_item():
     change = np.asarray(jnp.max(jnp.abs(other - logits)[:, :, 0], axis=(2, 3)))  # [B, T]
     moved = np.arange(T)[None, :] == item
     np.testing.assert_array_equal((change > 1e-3)[mask], np.broadcast_to(moved, (B, T))[mask])
-  history = model.apply(variables, codes, vectors, mask, targets[:, :1])
-  alone = model.apply(
-    variables, codes[1:2, 1:2], vectors[1:2, 1:2], mask[1:2, :1], targets[1:2, :1]
-  )
-  chex.assert_trees_all_close(
-    history[1, 0, 0], alone[0, 0, 0], atol=1e-5
-  )  # Its second is its last.
+  # A whole history, of two items and padding, as if its second item were all of it.
+  whole = model.apply(variables, codes, vectors, mask, targets[:, :1])[1]
+  row, item = slice(1, 2), slice(1, 2)
+  inputs = codes[row, item], vectors[row, item], mask[row, item], targets[row, :1]
+  alone = model.apply(variables, *inputs)[0]
+  chex.assert_trees_all_close(whole[0, 0], alone[0, 0], atol=1e-5)
 
 
 def test_the_papers_encoder_needs_no_bias_in_the_attention_to_the_history():
-  assert (
-    "history_bias" not in jax.eval_shape(_model().init, jax.random.key(0), *_inputs())["params"]
-  )
+  variables = jax.eval_shape(_model().init, jax.random.key(0), *_inputs())
+  assert "history_bias" not in variables["params"]

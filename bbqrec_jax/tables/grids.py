@@ -1,5 +1,6 @@
 """Tables as data: records in, cells out, and what is missing."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -127,7 +128,7 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
 def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
   """What the user of the table changed, what tuning chose, and what is of earlier code."""
   remarks = []
-  for record in (record for of_seeds in of_columns for record in of_seeds):
+  for record in itertools.chain.from_iterable(of_columns):
     overrides, tuned = (" ".join(record["run"][key]) for key in ("overrides", "tuned"))
     remarks += [f"`{overrides}`"] if overrides else []
     remarks += [f"`tuned: {tuned}`"] if tuned else []
