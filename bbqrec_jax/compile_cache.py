@@ -27,7 +27,7 @@ def enable(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
   """
   if folder is None and jax.config.jax_compilation_cache_dir:
     return pathlib.Path(jax.config.jax_compilation_cache_dir)
-  path = pathlib.Path(folder or _FOLDER).expanduser() / _processor()
+  path = pathlib.Path(folder or _FOLDER).expanduser() / processor()
   try:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()
@@ -45,7 +45,7 @@ def enable(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
   return path
 
 
-def _processor() -> str:
+def processor() -> str:
   """Names what the processor can do, as far as the system tells."""
   about = [platform.machine(), platform.processor()]
   cpuinfo = pathlib.Path("/proc/cpuinfo")

@@ -309,3 +309,12 @@ def rules_of(config: Mapping) -> Section:
   if any(stage in _SHARING for stage in found):
     rules |= _SHARED
   return Section(rules | {stage: _STAGES[stage] for stage in found})
+
+
+def first_stages(config: Mapping, count: int) -> dict[str, Any]:
+  """The fields that the first `count` stages of a config may read, by themselves a config."""
+  stages = tuple(config["stages"][:count])
+  sections = {stage: config[stage] for stage in stages}
+  rest = {key: value for key, value in config.items() if key not in _STAGES}
+  begun = rest | sections | dict(stages=stages)
+  return {key: begun[key] for key in rules_of(begun).rules}

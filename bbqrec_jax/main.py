@@ -26,6 +26,7 @@ from bbqrec_jax import (
   recommend,
   report,
   run_record,
+  stage_cache,
   validate,
 )
 from bbqrec_jax.data import semantic_ids, statistics
@@ -56,8 +57,13 @@ def load_dataset(config) -> Dataset:
   return plugins.load("data", arguments.pop("source"), "data.source", "load").load(**arguments)
 
 
-def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
+def run(
+  config: config_dict.FrozenConfigDict, workdir: pathlib.Path, cache_folder: str = ""
+) -> dict:
   """Runs what is not done yet, and returns the content of results.json.
+
+  Args:
+    cache_folder: where stages are kept for other runs, and taken from; "": nowhere.
 
   Raises:
     UserError: what is wrong with the config, the data or the workdir. Before anything is computed,
@@ -72,11 +78,17 @@ def run(config: config_dict.FrozenConfigDict, workdir: pathlib.Path) -> dict:
   if "generator" in config.stages and not set(fields.WRITERS_OF_IDS) & set(config.stages):
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
+  cache = None
+  if cache_folder and partition.is_main():
+    cache = stage_cache.StageCache(cache_folder, config.to_dict(), dataset.fingerprint)
+    cache.restore(workdir)
   partition.barrier("workdir")  # What process 0 finds done below, the others find too.
-  return _run_stages(config, dataset, workdir)
+  return _run_stages(config, dataset, workdir, cache)
 
 
-def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:
+def _run_stages(
+  config, dataset: Dataset, workdir: pathlib.Path, cache: stage_cache.StageCache | None
+) -> dict:
   results_path = workdir / RESULTS_FILE
   if results_path.exists():
     results = run_record.read_json(results_path, ("stages", "provenance"))
@@ -95,6 +107,9 @@ def _run_stages(config, dataset: Dataset, workdir: pathlib.Path) -> dict:
         record = trainer.train(config, dataset, workdir, writer)
         if partition.is_main():
           run_record.write_json(path, record)
+        if cache:
+          writer.close()  # Events of this stage are all in their file.
+          cache.keep(workdir, stage)
         partition.barrier(stage)
       needed = ("seconds", "peak_memory_mb", *_OF_STAGE.get(stage, ()))
       records[stage] = run_record.read_json(path, needed)
@@ -163,7 +178,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
       if not partition.is_main():  # One process reports; what goes wrong all tell.
         quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(quiet))
-      results = run(config, workdir)
+      results = run(config, workdir, flag_values.stage_cache)
       print(report.format_results(results))
       # Reading checkpoints waits for every process.
       if "generator" in config.stages and partition.is_alone():
@@ -229,6 +244,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string(
     "workdir", None, "Where everything of this run is kept.", flag_values=flag_values
+  )
+  flags.DEFINE_string(
+    "stage_cache",
+    "",
+    "Folder of stages that runs have done: one that begins as another did takes them from there.",
+    flag_values=flag_values,
   )
   flags.DEFINE_bool(
     "distributed",

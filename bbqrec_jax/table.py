@@ -8,9 +8,10 @@ python -m bbqrec_jax.table --list
 
 A run is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/SEED; its record, which holds all
 that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again;
-one that was stopped goes on; one that fails is named, and the rest goes on. What launch/sweep.py
-has chosen for a system (OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md,
-.csv and .tex, and .png with the extra [report], with what is there; it names what is missing.
+one that was stopped goes on; one that fails is named, and the rest goes on. Runs that begin alike
+share their first stages (WORKDIR/stage_cache). What launch/sweep.py has chosen for a system
+(OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png
+with the extra [report], with what is there; it names what is missing.
 """
 
 import argparse
@@ -139,7 +140,8 @@ def _job(
     changes = []
   tuned = tuning.choice(args.out, dataset, system)
   workdir = _workdir(args, dataset, system, seed)
-  commands = [runs.main_command(system, data, tuned, changes, seed, workdir)]
+  stage_cache = pathlib.Path(args.workdir, options.STAGES)
+  commands = [runs.main_command(system, data, tuned, changes, seed, workdir, stage_cache)]
   if experiment.needs_latency:
     beams = map(str, LATENCY_BEAMS)
     out = f"--out={workdir / 'latency.json'}"

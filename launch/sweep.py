@@ -5,9 +5,10 @@ python launch/sweep.py --dataset=beauty --systems=sasrec,gru4rec --workdir=runs/
 python launch/sweep.py --dataset=beauty --root=DIR --workdir=runs/tuning --overrides cpu
 
 The trials of a system are what its config's sweep(add) adds: overrides, each tried with seed 0. A
-trial is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL. Of its results only the
-validation split's are read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the
-choice, which bbqrec_jax.table then uses. The same command goes on where it was stopped.
+trial is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL, and trials that begin alike
+share their first stages (WORKDIR/stage_cache). Of its results only the validation split's are
+read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the choice, which
+bbqrec_jax.table then uses. The same command goes on where it was stopped.
 """
 
 import argparse
@@ -58,7 +59,9 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
         continue
       name = f"{args.dataset} {system.name} trial {n}: {' '.join(systems.as_text(trial))}"
       changes = state["budget"]["overrides"]
-      command = runs.main_command(system, data, systems.as_text(trial), changes, 0, workdir)
+      command = runs.main_command(
+        system, data, systems.as_text(trial), changes, 0, workdir, args.workdir / options.STAGES
+      )
       jobs.append(runs.Job(name, (command,), workdir.with_name(f"{n}.log")))
       places[name] = (system, n, workdir)
   total = done + len(jobs)

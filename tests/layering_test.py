@@ -15,6 +15,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "tables",
     "validate",
     "fields",
+    "stage_cache",
     "recommend",
     "new_items",
     "latency",

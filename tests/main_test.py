@@ -7,7 +7,6 @@ import pathlib
 import re
 import signal
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -22,12 +21,6 @@ METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 @pytest.fixture(scope="module")
 def finished() -> smoke_run.Finished:
   return smoke_run.finished()
-
-
-def command(config, workdir: pathlib.Path) -> int:
-  """The exit status of `python -m bbqrec_jax.main` with these flags."""
-  flags = dict(config=config, workdir=str(workdir), distributed=False, coordinator=None)
-  return main.main([], types.SimpleNamespace(**flags))
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
@@ -165,7 +158,7 @@ def test_the_command_says_what_a_stopped_run_needs(tmp_path, monkeypatch, capsys
     raise Stopped("tokenizer is saved at step 3 of 58", signum)
 
   monkeypatch.setattr(main, "run", stop)
-  assert command(smoke_run.make_config(), tmp_path) == status
+  assert smoke_run.command(smoke_run.make_config(), tmp_path) == status
   said = capsys.readouterr().err
   assert said.strip() == "Stopped: tokenizer is saved at step 3 of 58. The same command goes on."
 
@@ -180,10 +173,10 @@ def test_a_signal_outside_of_training_ends_the_command_at_once(
 
   left = []
   monkeypatch.setattr(os, "_exit", left.append)
-  monkeypatch.setattr(main, "run", lambda config, workdir: CannotTellAnyone() and sys.exit(1))
+  monkeypatch.setattr(main, "run", lambda *args: CannotTellAnyone() and sys.exit(1))
   previous = signal.getsignal(signum)
   with pytest.raises(SystemExit):
-    command(smoke_run.make_config(), tmp_path)
+    smoke_run.command(smoke_run.make_config(), tmp_path)
   assert left == [status]
   assert signal.getsignal(signum) is previous
   said = capfd.readouterr().err
@@ -191,16 +184,16 @@ def test_a_signal_outside_of_training_ends_the_command_at_once(
 
 
 def test_the_command_shows_metrics_and_examples(finished, capsys):
-  assert command(finished.config, finished.workdir) == 0
+  assert smoke_run.command(finished.config, finished.workdir) == 0
   said = capsys.readouterr().out
   assert f"{finished.results['test']['recall@10']:.4f}" in said
   assert said.count("chose next") == 3 and said.count("recommended") == 3 * 5
 
 
 def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(main, "run", lambda config, workdir: finished.results | dict(stages={}))
+  monkeypatch.setattr(main, "run", lambda *args: finished.results | dict(stages={}))
   config = smoke_run.make_config(stages=("tokenizer",))
-  assert command(config, tmp_path) == 0
+  assert smoke_run.command(config, tmp_path) == 0
   assert "recommended" not in capsys.readouterr().out
 
 
@@ -217,7 +210,7 @@ def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
   ],
 )
 def test_what_cannot_work_is_said_in_one_line(tmp_path, capsys, changes, said):
-  assert command(smoke_run.make_config(**changes), tmp_path / "workdir") == 1
+  assert smoke_run.command(smoke_run.make_config(**changes), tmp_path / "workdir") == 1
   error = capsys.readouterr().err
   assert error.startswith("Error: ") and error.count("\n") == 1
   assert said in error

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import types
 from collections.abc import Callable
 
 import hypothesis
@@ -197,8 +196,7 @@ def test_what_a_run_writes_into_is_something_else(finished, workdir, capsys, nam
   path = workdir / name
   shutil.rmtree(path) if path.is_dir() else path.unlink()
   dict(EDITS, file=lambda path: path.write_text(""))[kind](path)
-  flags = dict(config=finished.config, workdir=str(workdir), distributed=False, coordinator=None)
-  call = functools.partial(main.main, [], types.SimpleNamespace(**flags))
+  call = functools.partial(smoke_run.command, finished.config, workdir)
   said = malformed.command_outcome(call, capsys, workdir)
   # A folder of stages, a file of metrics and a link for either are as they should be.
   fine = (name, kind) in (

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import pickle
+import types
 from typing import NamedTuple
 
 from ml_collections import config_dict
@@ -36,6 +37,12 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
   config.parallel.num_devices = 1
   config.update_from_flattened_dict(changes)
   return config_dict.FrozenConfigDict(config)
+
+
+def command(config, workdir: pathlib.Path, stage_cache: pathlib.Path | str = "") -> int:
+  """The exit status of `python -m bbqrec_jax.main` with these flags."""
+  flags = dict(config=config, workdir=str(workdir), stage_cache=str(stage_cache))
+  return main.main([], types.SimpleNamespace(distributed=False, coordinator=None, **flags))
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def test_what_is_missing_is_run_recorded_and_not_run_again(tmp_path, fake, capsy
   assert len(started(fake)) == 4
   assert started(fake)[0] == (
     "bbqrec_jax.main --config=configs/sasrec.py:data=synthetic --config.seed=0 "
-    f"--workdir={tmp_path}/runs/synthetic/sasrec/0"
+    f"--workdir={tmp_path}/runs/synthetic/sasrec/0 --stage_cache={tmp_path}/runs/stage_cache"
   )
   record = records.read(records.path(tmp_path / "out", "synthetic", "sasrec", 0))
   ranks = records.unpack_ranks(record["test_ranks"]["packed"])

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+STAGES = "stage_cache"  # In their --workdir: what runs share.
+
 
 def add(parser: argparse.ArgumentParser) -> None:
   """--out, --root, --overrides and --jobs."""

@@ -49,6 +49,7 @@ def main_command(
   changes: Sequence[str],
   seed: int,
   workdir: pathlib.Path,
+  stage_cache: pathlib.Path | None = None,
 ) -> tuple[str, ...]:
   """`python -m bbqrec_jax.main` for a run. Of a field that is set twice, the later value counts.
 
@@ -56,6 +57,7 @@ def main_command(
     data: what data_of() gives: the name for the config's `data`, then overrides.
     tuned: what was chosen for the system's config, "field=value".
     changes: switches and "field=value", behind the system's own.
+    stage_cache: the folder in which runs share their first stages; see bbqrec_jax/stage_cache.py.
   """
   switches = [*system.switches, *(change for change in changes if "=" not in change)]
   fields = [*data[1:], *tuned, *systems.as_text(system.overrides)]
@@ -68,6 +70,7 @@ def main_command(
     f"--config.seed={seed}",
     *(f"--config.{field}" for field in fields),
     f"--workdir={workdir}",
+    *([f"--stage_cache={stage_cache}"] if stage_cache else []),
   )
 
 

@@ -1,0 +1,197 @@
+"""Stages that runs share: what is taken is what would have been made, and nothing else is taken."""
+
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from bbqrec_jax import compile_cache, fields, main, run_record, stage_cache
+from bbqrec_jax.data import semantic_ids
+from bbqrec_jax.tables import systems
+from bbqrec_jax.trainers import generator, tokenizer
+from tests import smoke_run
+
+OTHER_GENERATOR = {"generator.model.dropout_rate": 0.3, "generator.num_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def finished() -> smoke_run.Finished:
+  return smoke_run.finished()
+
+
+@pytest.fixture
+def cache(finished, tmp_path) -> pathlib.Path:
+  """A folder with the entry of `finished`'s tokenizer."""
+  workdir, folder = tmp_path / "as_it_was", tmp_path / "cache"
+  shutil.copytree(finished.workdir, workdir)
+  (workdir / "stages" / "generator.json").unlink()
+  shutil.rmtree(workdir / "checkpoints" / "generator")
+  (workdir / "ranks.npz").unlink()
+  cache_of(finished.config, folder).keep(workdir, "tokenizer")
+  return folder
+
+
+def cache_of(config, folder: pathlib.Path, fingerprint: str | None = None):
+  fingerprint = fingerprint or main.load_dataset(config).fingerprint
+  return stage_cache.StageCache(folder, config.to_dict(), fingerprint)
+
+
+def names(folder: pathlib.Path) -> set[str]:
+  return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def stages_taken(config, folder: pathlib.Path, workdir: pathlib.Path, **kwargs) -> set[str]:
+  """The stages that an empty workdir is given."""
+  workdir.mkdir()
+  cache_of(config, folder, **kwargs).restore(workdir)
+  return {path.stem for path in (workdir / "stages").glob("*.json")}
+
+
+def refuse(*args, **kwargs):
+  raise AssertionError("a stage is trained that was there")
+
+
+def test_a_run_with_the_stage_of_another_ends_as_that(finished, cache, tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenizer, "train", refuse)
+  workdir = tmp_path / "workdir"
+  results = main.run(finished.config, workdir, str(cache))
+  for key in ("valid", "test", "codebook", "popularity", "data"):
+    assert results[key] == finished.results[key]
+  with np.load(workdir / "ranks.npz") as ours, np.load(finished.workdir / "ranks.npz") as theirs:
+    for key in theirs:
+      np.testing.assert_array_equal(ours[key], theirs[key])
+  # It can be told from the record, as can what made it.
+  made_by = results["stages"]["tokenizer"].pop("made_by")
+  assert {"command", "commit", "date"} <= set(made_by)
+  assert results["stages"]["tokenizer"] == finished.results["stages"]["tokenizer"]
+  assert "made_by" not in results["stages"]["generator"]
+  ours, theirs = ((w / "metrics.jsonl").read_text() for w in (workdir, finished.workdir))
+  assert ours.count('"tokenizer"') == theirs.count('"tokenizer"') > 0
+  assert any((workdir / "tensorboard" / "tokenizer").iterdir())
+
+
+def test_a_run_keeps_what_others_go_on_from_and_no_more(finished, tmp_path, monkeypatch, capsys):
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  cache = tmp_path / "cache"
+  with monkeypatch.context() as context:
+    context.setattr(generator, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+      main.run(finished.config, tmp_path / "run", str(cache))
+    context.setattr(tokenizer, "train", refuse)
+    assert smoke_run.command(finished.config, tmp_path / "second", cache) == 130
+  assert f"tokenizer: taken from {cache}" in capsys.readouterr().out
+  (entry,) = cache.iterdir()
+  kept = names(entry)
+  assert {"stages/tokenizer.json", "semantic_ids.npz", "metrics.jsonl"} <= kept
+  assert not any(name in kept for name in ("config.json", "results.json", "stages/generator.json"))
+  ours, theirs = (semantic_ids.load(folder) for folder in (entry, finished.workdir))
+  np.testing.assert_array_equal(ours.codes, theirs.codes)
+  cache_of(finished.config, cache).keep(finished.workdir, "generator")  # Nothing comes after it.
+  assert list(cache.iterdir()) == [entry]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"seed": 1},
+    {"max_history": 3},
+    {"tokenizer.rec_weight": 0.5},
+    {"num_levels": 2},
+    {"data.seed": 1},
+    {"dtype": "bfloat16"},
+  ],
+)
+def test_what_a_stage_reads_makes_it_another(cache, tmp_path, changes):
+  assert stages_taken(smoke_run.make_config(**changes), cache, tmp_path / "workdir") == set()
+
+
+def test_so_do_other_data_programs_and_machines(finished, cache, tmp_path, monkeypatch):
+  def taken(name, **kwargs):
+    return stages_taken(finished.config, cache, tmp_path / name, **kwargs)
+
+  assert taken("same") == {"tokenizer"}
+  assert taken("data", fingerprint="0" * 64) == set()
+  with monkeypatch.context() as context:
+    context.setattr(stage_cache, "_PACKAGE", pathlib.Path(__file__).parent)
+    assert taken("sources") == set()
+  with monkeypatch.context() as context:
+    context.setattr(run_record, "num_cpus", lambda: 77)
+    assert taken("cpus") == set()
+  with monkeypatch.context() as context:
+    context.setattr(compile_cache, "processor", lambda: "another")
+    assert taken("processor") == set()
+
+
+def test_what_only_a_later_stage_reads_makes_no_difference(cache, tmp_path):
+  config = smoke_run.make_config(**OTHER_GENERATOR)
+  assert stages_taken(config, cache, tmp_path / "generator") == {"tokenizer"}
+  config = smoke_run.make_config(stages=("tokenizer",))
+  assert stages_taken(config, cache, tmp_path / "alone") == {"tokenizer"}
+
+
+def test_the_ranker_of_letter_does_not_depend_on_the_length_of_ids(tmp_path):
+  def entries(num_levels):
+    system = systems.SYSTEMS[f"letter_ids_l{num_levels}"]
+    config = systems.load_module(system.config).get_config("smoke")
+    config.update_from_flattened_dict(dict(system.overrides))
+    return stage_cache.StageCache(tmp_path, config.to_dict(), "0" * 64)._entries
+
+  two, four = entries(2), entries(4)
+  assert two[0] == four[0] and two[1] != four[1]
+
+
+def test_a_workdir_that_has_begun_goes_on_with_its_own(finished, cache, tmp_path):
+  for begun in ("checkpoints/tokenizer/3/state", "stages/tokenizer.json"):
+    workdir = tmp_path / begun.split("/")[0]
+    (workdir / begun).parent.mkdir(parents=True)
+    (workdir / begun).write_text("{}")
+    cache_of(finished.config, cache).restore(workdir)
+    assert names(workdir) == {begun}
+
+
+@pytest.mark.parametrize("moves", [0, 1])  # Nothing, or the checkpoints alone.
+def test_a_restoration_that_is_cut_short_loses_nothing(
+  finished, cache, tmp_path, monkeypatch, moves
+):
+  replace, left = os.replace, [moves]
+
+  def cut_short(*args):
+    if not left[0]:
+      raise OSError(28, "No space left on device")
+    left[0] -= 1
+    replace(*args)
+
+  workdir = tmp_path / "workdir"
+  workdir.mkdir()
+  with monkeypatch.context() as context:
+    context.setattr(os, "replace", cut_short)
+    with pytest.raises(OSError, match="No space left"):
+      cache_of(finished.config, cache).restore(workdir)
+  assert not (workdir / "stages").exists()
+  begun = fields.first_stages(finished.config.to_dict(), 1)  # Nothing else is read by the stage.
+  results = main.run(config_dict.FrozenConfigDict(begun), workdir, str(cache))
+  assert results["codebook"] == finished.results["codebook"]
+  codes = [semantic_ids.load(folder).codes for folder in (workdir, finished.workdir)]
+  np.testing.assert_array_equal(*codes)
+  assert not list(workdir.glob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_costs_a_line(finished, tmp_path, capsys):
+  folder = tmp_path / "file"
+  folder.write_text("")
+  cache_of(finished.config, folder).keep(finished.workdir, "tokenizer")
+  assert capsys.readouterr().err == f"tokenizer: not kept in {folder} (Not a directory).\n"
+
+
+def test_of_two_runs_that_keep_the_same_one_is_enough(finished, cache, monkeypatch, capsys):
+  before = {path.name: names(path) for path in cache.iterdir()}
+  monkeypatch.setattr(pathlib.Path, "is_dir", lambda self, seen=[]: bool(seen) or seen.append(self))
+  cache_of(finished.config, cache).keep(finished.workdir, "tokenizer")
+  monkeypatch.undo()
+  assert {path.name: names(path) for path in cache.iterdir()} == before
+  assert capsys.readouterr().err == ""
