@@ -89,6 +89,10 @@ def test_a_run_keeps_what_others_go_on_from_and_no_more(finished, tmp_path, monk
   kept = names(entry)
   assert {"stages/tokenizer.json", "semantic_ids.npz", "metrics.jsonl"} <= kept
   assert not any(name in kept for name in ("config.json", "results.json", "stages/generator.json"))
+  events = [name for name in kept if name.startswith("tensorboard/tokenizer/")]
+  assert events  # All of the stage's, which are written in the background.
+  for name in events:
+    assert (entry / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
   ours, theirs = (semantic_ids.load(folder) for folder in (entry, finished.workdir))
   np.testing.assert_array_equal(ours.codes, theirs.codes)
   cache_of(finished.config, cache).keep(finished.workdir, "generator")  # Nothing comes after it.
@@ -188,10 +192,16 @@ def test_a_folder_that_cannot_be_written_costs_a_line(finished, tmp_path, capsys
   assert capsys.readouterr().err == f"tokenizer: not kept in {folder} (Not a directory).\n"
 
 
-def test_of_two_runs_that_keep_the_same_one_is_enough(finished, cache, monkeypatch, capsys):
-  before = {path.name: names(path) for path in cache.iterdir()}
-  monkeypatch.setattr(pathlib.Path, "is_dir", lambda self, seen=[]: bool(seen) or seen.append(self))
-  cache_of(finished.config, cache).keep(finished.workdir, "tokenizer")
-  monkeypatch.undo()
-  assert {path.name: names(path) for path in cache.iterdir()} == before
+def test_of_two_runs_that_keep_the_same_one_is_enough(finished, tmp_path, monkeypatch, capsys):
+  folder, copytree = tmp_path / "cache", shutil.copytree
+
+  def overtaken(source, target, ignore):
+    monkeypatch.undo()
+    copytree(source, target, ignore=ignore)
+    copytree(target, target.parent / target.name.split(".")[0])
+
+  monkeypatch.setattr(shutil, "copytree", overtaken)
+  cache_of(finished.config, folder).keep(finished.workdir, "tokenizer")
   assert capsys.readouterr().err == ""
+  (entry,) = folder.iterdir()
+  assert "stages/tokenizer.json" in names(entry)
