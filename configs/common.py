@@ -213,7 +213,6 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
   config.generator.inherit_codebooks = arg.inherited
   if arg.cpu:
     suit_cpu(config.generator)
-    config.tokenizer.update(num_epochs=20)
   if arg.smoke:
     _shrink(config)
   return config
