@@ -72,7 +72,7 @@ while ((${#pids[@]})); do
     kill -s "$signal" "${pids[@]}" || true
     signal="" stopping=1
   fi
-  running="$(jobs -pr)"
+  running="$(jobs -pr)" || continue  # Ctrl-C ended the subshell too; here it is noted by now.
   for i in "${!pids[@]}"; do
     if [[ " ${running//$'\n'/ } " != *" ${pids[i]} "* ]]; then
       status=0

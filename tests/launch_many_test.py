@@ -61,6 +61,7 @@ def clone(tmp_path):
     shutil.copy(ROOT / name, root / name)
 
   class Clone:
+    folder = root
     calls_dir = tmp_path / "calls"
     bin_dir = tmp_path / "bin"
     started: ClassVar[list[subprocess.Popen]] = []
@@ -190,7 +191,13 @@ READY = 'touch "$CALLS/ready-$JAX_LOCAL_DEVICE_IDS"'
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on_once(clone, signum):
+@pytest.mark.parametrize("moment", ["any", "listing"])  # It lists processes in a subshell.
+def test_local_passes_signals_on_once(clone, signum, moment):
+  script = clone.folder / LOCAL
+  if moment == "listing":
+    text = script.read_text()
+    assert text.count("jobs -pr") == 1
+    script.write_text(text.replace("jobs -pr", "sleep 2; jobs -pr"))
   note = f"trap 'echo signalled >> \"$CALLS/signals\"' {signum:d}"
   wait = 'until [[ -s "$CALLS/signals" ]]; do sleep 0.05; done; sleep 1; echo saved'
   process = clone.start(LOCAL, "2", *ARGS, DO=f"{note}; {READY}; {wait}; exit {128 + signum}")
