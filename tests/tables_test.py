@@ -158,7 +158,19 @@ def test_a_run_of_the_earlier_causal_model_is_marked(out):
   text = render.markdown(TABLE2, [make(out, "sasrec", "tiger")])
   assert "| TIGER \\* |" in text and "| SASRec |" in text
   remarks = [line for line in text.splitlines() if line.startswith("* \\* TIGER: ")]
-  assert len(remarks) == 1 and "seed 1 by an earlier" in remarks[0]
+  assert len(remarks) == 1 and "seed 1: by an earlier" in remarks[0]
+
+
+def test_seeds_of_different_settings_are_told_apart(out):
+  changes = ([], ["cpu"], ["cpu"], ["cpu", "ranker.num_epochs=3"])
+  for seed, overrides in enumerate(changes):
+    run = dict(dataset="beauty", system="sasrec", seed=seed, overrides=overrides, tuned=["a=1"])
+    write_record(out, "beauty", "sasrec", seed, some_ranks(seed), run=run)
+  lines = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec", seeds=4)]).splitlines()
+  remarks = [line.removeprefix("* \\* SASRec: ") for line in lines if "\\* SASRec: " in line]
+  assert remarks == [
+    "`tuned: a=1`", "seed 1, 2: `cpu`", "seed 3: `cpu ranker.num_epochs=3`"
+  ]  # fmt: skip
 
 
 def test_it_is_said_who_reads_which_features(out):

@@ -126,15 +126,31 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
 
 
 def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
-  """What the user of the table changed, what tuning chose, and what is of earlier code."""
-  remarks = []
+  """What the user of the table changed, what tuning chose, and what is of earlier code.
+
+  What is not said of all runs of the row names the seeds that it is said of.
+  """
+  runs_of = {}  # Remark -> the (system, seed) that it is said of.
+  everything = set()
   for record in itertools.chain.from_iterable(of_columns):
-    overrides, tuned = (" ".join(record["run"][key]) for key in ("overrides", "tuned"))
-    remarks += [f"`{overrides}`"] if overrides else []
-    remarks += [f"`tuned: {tuned}`"] if tuned else []
-    outdated = records.outdated(record)
-    remarks += [f"seed {record['run']['seed']} {outdated}"] if outdated else []
-  return tuple(dict.fromkeys(remarks))
+    run = record["run"]
+    overrides, tuned = (" ".join(run[key]) for key in ("overrides", "tuned"))
+    everything.add((run["system"], run["seed"]))
+    for remark in (
+      f"`{overrides}`" if overrides else "",
+      f"`tuned: {tuned}`" if tuned else "",
+      records.outdated(record),
+    ):
+      if remark:
+        runs_of.setdefault(remark, set()).add((run["system"], run["seed"]))
+  return tuple(
+    remark if said_of == everything else f"seed {_seeds(said_of)}: {remark}"
+    for remark, said_of in runs_of.items()
+  )
+
+
+def _seeds(said_of: set[tuple[str, int]]) -> str:
+  return ", ".join(map(str, sorted({seed for _, seed in said_of})))
 
 
 def _data(of_labels: dict[str, list[dict]]) -> Iterator[str]:
