@@ -249,6 +249,15 @@ def test_a_run_that_was_stopped_stops_the_rest(tmp_path, fake, capsys):
   assert len(started(fake)) == 1
 
 
+def test_a_reader_that_has_enough_ends_it_without_a_traceback():
+  reader, writer = os.pipe()
+  os.close(reader)
+  argv = (sys.executable, "-m", "bbqrec_jax.table", "--list")
+  done = subprocess.run(argv, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+  os.close(writer)
+  assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
+
+
 def test_the_list_names_every_system_with_files_that_exist(capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   assert table.main(["--list"]) == 0

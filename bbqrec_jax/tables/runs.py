@@ -283,9 +283,13 @@ def exit_status(command: Callable[[], list[Outcome]]) -> int:
   """Calls what runs jobs and returns those that failed; says how it ended; a process's status."""
   try:
     failed = command()
+    sys.stdout.flush()
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
+  except BrokenPipeError:  # Whoever read has enough: `... | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at the end.
+    return Stopped("", signal.SIGPIPE).status
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return stopped.status
