@@ -6,6 +6,7 @@ all that its bits depend on: the fields that stages so far may read, the data, t
 sources, versions, devices and processor. What is found there is what the stage would have made.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,10 +16,12 @@ import sys
 from collections.abc import Mapping
 
 from bbqrec_jax import compile_cache, fields, run_record
+from bbqrec_jax.errors import UserError
 
 _OF_MACHINE = ("versions", "device_kind", "num_devices", "num_cpus", "num_processes")
 _OF_RUN = ("command", "commit", "dirty", "date")
 _OWN = ("config.json", "results.json")  # Every run has its own.
+_FILES = "files.json"  # Of an entry: path -> size, in bytes, of each file.
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -47,15 +50,19 @@ class StageCache:
     ]
 
   def restore(self, workdir: pathlib.Path) -> None:
-    """Gives a workdir that has trained nothing yet the most stages that there is an entry of."""
+    """Gives a workdir that has trained nothing yet the most stages that there is an entry of.
+
+    An entry that has lost files (to what cleans a folder of temporary files, for instance) is
+    removed, with a line.
+    """
     if (workdir / "checkpoints").exists() or any((workdir / "stages").glob("*.json")):
       return  # It goes on with what it has begun.
-    found = [entry for entry in self._entries if entry.is_dir()]
+    found = [entry for entry in self._entries if _is_whole(entry)]
     if not found:
       return
     temporary = workdir / "restored.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(found[-1], temporary)
+    shutil.copytree(found[-1], temporary, ignore=shutil.ignore_patterns(_FILES))
     # Records of stages come last: without them, stages are taken up where their checkpoints are.
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == "stages"):
       if (workdir / path.name).is_dir():
@@ -81,6 +88,7 @@ class StageCache:
       for path in (temporary / "stages").glob("*.json"):
         made_by = {name: self._provenance[name] for name in _OF_RUN}
         run_record.write_json(path, dict(made_by=made_by) | run_record.read_json(path))
+      run_record.write_json(temporary / _FILES, _sizes(temporary))
       os.rename(temporary, entry)
     except OSError as error:
       if not entry.is_dir():  # Otherwise another run was faster.
@@ -88,6 +96,27 @@ class StageCache:
         print(f"{stage}: not kept in {self._folder} ({reason}).", file=sys.stderr, flush=True)
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(entry: pathlib.Path) -> bool:
+  """Whether an entry is there with all its files; removes one that is not whole."""
+  if not entry.is_dir():
+    return False
+  with contextlib.suppress(UserError):
+    if run_record.read_json(entry / _FILES) == _sizes(entry):
+      return True
+  print(f"{entry} has lost files; it is removed and made again.", file=sys.stderr, flush=True)
+  shutil.rmtree(entry, ignore_errors=True)
+  return False
+
+
+def _sizes(entry: pathlib.Path) -> dict[str, int]:
+  """Path below the entry -> bytes, of its files but for _FILES."""
+  return {
+    str(path.relative_to(entry)): path.stat().st_size
+    for path in sorted(entry.rglob("*"))
+    if path.is_file() and path != entry / _FILES
+  }
 
 
 def _ignore(folder: str, names: list[str]) -> list[str]:

@@ -185,6 +185,22 @@ def test_a_restoration_that_is_cut_short_loses_nothing(
   assert not list(workdir.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("how", ["a file", "the list", "bytes"])
+def test_an_entry_that_has_lost_files_is_made_again(finished, cache, tmp_path, capsys, how):
+  (entry,) = cache.iterdir()
+  before = names(entry)
+  path = entry / ("files.json" if how == "the list" else "semantic_ids.npz")
+  path.write_bytes(path.read_bytes()[:-1]) if how == "bytes" else path.unlink()
+  assert stages_taken(finished.config, cache, tmp_path / "first") == set()
+  said = f"{entry} has lost files; it is removed and made again.\n"
+  assert capsys.readouterr().err == said and not entry.exists()
+  cache_of(finished.config, cache).keep(finished.workdir, "tokenizer")
+  assert names(entry) >= before
+  assert stages_taken(finished.config, cache, tmp_path / "second") >= {"tokenizer"}
+  assert not (tmp_path / "second" / "files.json").exists()
+  assert capsys.readouterr().err == ""
+
+
 def test_a_folder_that_cannot_be_written_costs_a_line(finished, tmp_path, capsys):
   folder = tmp_path / "file"
   folder.write_text("")
