@@ -2,11 +2,11 @@
 
 python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 
+A run is its workdir, or its record: a .json of bbqrec_jax.record or of a table.
 The test knows how users differ, not how seeds do: two seeds of one setting may well differ by it.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -14,60 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from bbqrec_jax import metrics, run_record
-from bbqrec_jax.data import npz
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.ranks import KS, Run, load
 
-KS = (5, 10)
 SIGNIFICANCE = 0.05  # As in the paper.
-
-
-class Run(NamedTuple):
-  """What a run left of one split.
-
-  Attributes:
-    name: what to call it.
-    ranks: [U] int32 ranks of the targets, from 1.
-    user_ids: [U] str, or None if the run did not record them.
-  """
-
-  name: str
-  ranks: np.ndarray
-  user_ids: np.ndarray | None
-
-
-def load(folder: str, split: str) -> Run:
-  """Reads RUN/ranks.npz.
-
-  Raises:
-    UserError: the file or the split is missing, or unreadable.
-  """
-  path = pathlib.Path(folder) / "ranks.npz"
-  if not os.path.isfile(path):  # Unlike pathlib's, False also for what can be no name.
-    raise UserError(f"{path} does not exist; give the workdir of a run that has been evaluated.")
-  arrays = npz.read(path, (), "evaluate the run again")
-  ranks, user_ids = arrays.get(split), arrays.get("user_ids")
-  if ranks is None:
-    raise UserError(f"{path} has no ranks of the {split} split, only {sorted(arrays)}.")
-  is_valid = ranks.ndim == 1 and np.issubdtype(ranks.dtype, np.integer) and len(ranks) > 1
-  if not is_valid or ranks.min() < 1:
-    raise UserError(f"{path}: {split} must be ranks from 1 of at least two users.")
-  if user_ids is not None and user_ids.shape != ranks.shape:
-    raise UserError(f"{path} has {user_ids.size} user_ids for {len(ranks)} ranks of {split}.")
-  if user_ids is not None and user_ids.dtype.kind not in "USiu":
-    raise UserError(f"{path}: user_ids must be text or whole numbers, not {user_ids.dtype}.")
-  return Run(_name(path.parent), ranks, user_ids)
-
-
-def _name(folder: pathlib.Path) -> str:
-  """The folder's; SYSTEM/SEED in the workdir of a table."""
-  folder = folder.resolve()
-  return f"{folder.parent.name}/{folder.name}" if folder.name.isdecimal() else folder.name
 
 
 def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
   """Ranks of both runs, of the same users in the order of the first: two [U] arrays.
 
-  Users are matched by id. Runs without ids are taken to hold their users in the same order.
+  Users are matched by id; where one run is a record, which has a hash of the ids alone, both must
+  have them in the same order. Runs without ids are taken to hold their users in the same order.
 
   Raises:
     UserError: the runs do not hold the same users.
@@ -77,17 +34,18 @@ def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
       f"{a.name} ranks {len(a.ranks)} users and {b.name} {len(b.ranks)}; "
       "a paired test needs the same users: compare runs on the same data."
     )
-  if (a.user_ids is None) != (b.user_ids is None):
-    name = (a if a.user_ids is None else b).name
+  if (a.users is None) != (b.users is None):
+    name = (a if a.users is None else b).name
     raise UserError(f"{name} has no user_ids in ranks.npz, the other run has; evaluate it again.")
-  if a.user_ids is None:
+  if a.users == b.users:
     return a.ranks, b.ranks
+  others = f"{a.name} and {b.name} do not hold the same users, each once"
+  if a.user_ids is None or b.user_ids is None:
+    raise UserError(f"{others} and in the same order; compare runs on the same data.")
   order_a, order_b = np.argsort(a.user_ids), np.argsort(b.user_ids)
   ids = a.user_ids[order_a]
   if len(np.unique(ids)) < len(ids) or not np.array_equal(ids, b.user_ids[order_b]):
-    raise UserError(
-      f"{a.name} and {b.name} do not hold the same users, each once; compare runs on the same data."
-    )
+    raise UserError(f"{others}; compare runs on the same data.")
   aligned = np.empty_like(b.ranks)
   aligned[order_a] = b.ranks[order_b]
   return a.ranks, aligned
@@ -143,8 +101,8 @@ def record(a: Run, b: Run, split: str) -> dict:
 def main(argv: list[str] | None = None) -> int:
   """Prints the table; the exit status is 1, with one sentence on stderr, where that fails."""
   parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.compare", description=__doc__)
-  parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, with ranks.npz")
-  parser.add_argument("run_b", metavar="RUN_B", help="workdir of the run to compare with it")
+  parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, or its record")
+  parser.add_argument("run_b", metavar="RUN_B", help="the run to compare with it")
   parser.add_argument("--split", choices=("valid", "test"), default="test")
   parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from bbqrec_jax import run_record
+from bbqrec_jax import ranks, run_record
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import paper
 
@@ -21,7 +21,7 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
   Args:
     needs_test: False lets a run pass that recommends nothing: one that only makes semantic IDs.
 
-  Raises UserError if the run is not finished.
+  Raises UserError if the run is not finished, or something of it is damaged.
   """
   files = [workdir / name for name in ("config.json", "results.json")]
   for path in files:
@@ -41,6 +41,8 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
       if reported is not None:
         names = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         record["paper_test"] = dict(zip(names, reported))
+    if "test" in results:
+      record["test_ranks"] = ranks.of_record(ranks.load(workdir, "test"))
     # The command and commit that the run was started with, not those of a later resumption.
     record["provenance"] = config["provenance"]
     record["finished"] = results["provenance"]["date"]

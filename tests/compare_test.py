@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from bbqrec_jax import compare, metrics
+from bbqrec_jax import ranks as ranks_lib
+from bbqrec_jax.errors import UserError
 
 USERS = 97
 
@@ -94,6 +96,64 @@ def test_runs_without_ids_compare_in_order_and_split_is_chosen(tmp_path, ranks, 
   a, b = write(tmp_path / "a", ranks), write(tmp_path / "b", ranks[::-1])
   assert compare.main([a, b, "--split=valid"]) == 0
   assert rows(capsys.readouterr().out)["recall@5"][0] == [1.0, 1.0, 0.0, 1.0]
+
+
+def write_record(path, workdir):
+  """What a table records of the run's ranks; the rest of a record is not read."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  test_ranks = ranks_lib.of_record(ranks_lib.load(workdir, "test"))
+  path.write_text(json.dumps(dict(test_ranks=test_ranks)))
+  return str(path)
+
+
+def test_a_record_compares_as_its_run_does(tmp_path, ranks, user_ids, capsys):
+  far = np.where(ranks > 20, metrics.NOT_FOUND, ranks)
+  a = write(tmp_path / "a", far, user_ids)
+  b = write(tmp_path / "b", np.maximum(1, ranks - 2), user_ids)
+  records = [
+    write_record(tmp_path / "sasrec" / "3.json", a), write_record(tmp_path / "tiger.json", b)
+  ]  # fmt: skip
+  assert compare.main([a, b]) == 0
+  expected = capsys.readouterr().out
+  assert "A = a, B = b; 97 users" in expected
+  for first, second in (records, (records[0], b), (a, records[1])):
+    assert compare.main([first, second]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == expected.splitlines()[1:]
+  assert compare.main(records) == 0
+  assert "A = sasrec/3, B = tiger; 97 users" in capsys.readouterr().out
+
+
+def test_a_record_that_cannot_be_compared_is_refused(tmp_path, ranks, user_ids, capsys):
+  a = write(tmp_path / "a", ranks, user_ids)
+  record = write_record(tmp_path / "a.json", a)
+  shuffled = write(tmp_path / "b", ranks[::-1], user_ids[::-1])
+  (tmp_path / "none.json").write_text("{}")
+  (tmp_path / "half.json").write_text('{"test_ranks": {"packed": "AAAA"}}')
+  (tmp_path / "damaged.json").write_text('{"test_ranks": {"packed": "AAAA", "users": "u"}}')
+  for other, message in (
+    (shuffled, "the same users, each once and in the same order"),
+    (write(tmp_path / "unnamed", ranks), "unnamed has no user_ids"),
+    (tmp_path / "none.json", "has no test_ranks"),
+    (tmp_path / "half.json", "damaged"),
+    (tmp_path / "damaged.json", "damaged"),
+    (tmp_path / "gone.json", "does not exist"),
+  ):
+    assert compare.main([record, str(other)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+  assert compare.main([record, record, "--split=valid"]) == 1
+  assert "of the test split alone" in capsys.readouterr().err
+
+
+def test_ranks_survive_packing_as_far_as_metrics_see_them(ranks):
+  before = np.array([1, 10, 11, 300, metrics.NOT_FOUND, 5], np.int32)
+  far = metrics.NOT_FOUND
+  unpacked = ranks_lib.unpack(ranks_lib.pack(before))
+  np.testing.assert_array_equal(unpacked, [1, 10, far, far, far, 5])
+  assert len(ranks_lib.pack(ranks)) < USERS
+  for text in ("", "no base64!", "AAAA", None):
+    with pytest.raises(UserError, match="test_ranks of a record is damaged"):
+      ranks_lib.unpack(text)
 
 
 def test_mistakes_are_told_in_one_line(tmp_path, ranks, user_ids, capsys):

@@ -35,6 +35,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "partition",
     "metric_writer",
     "run_record",
+    "ranks",
     "progress",
     "signals",
   ),

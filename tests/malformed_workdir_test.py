@@ -310,7 +310,7 @@ def test_damaged_bytes(finished, workdir):
 
 
 def two_runs(workdir: pathlib.Path) -> list[compare.Run]:
-  return [compare.load(str(workdir), "test") for _ in range(2)]
+  return [compare.load(workdir, "test") for _ in range(2)]
 
 
 RANKS = [  # (edit of the arrays, what is said)

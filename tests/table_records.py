@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 
 from bbqrec_jax import metrics
+from bbqrec_jax.ranks import pack
 from bbqrec_jax.tables import records, systems
 
 USERS = 211
@@ -103,7 +104,7 @@ def write_record(
     stages=dict(ranker=dict(test_seconds=USERS * 0.002)),
     config=dict(data=dict(features=dict(text="DIR/text_a.npy", image=None))),
     provenance={},
-    test_ranks=dict(packed=records.pack_ranks(ranks), users=users),
+    test_ranks=dict(packed=pack(ranks), users=users),
   )
   record |= changes
   path = records.path(out, dataset, system, seed)

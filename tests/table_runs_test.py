@@ -14,6 +14,7 @@ import pytest
 
 from bbqrec_jax import table
 from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.ranks import unpack
 from bbqrec_jax.tables import experiments, records, runs, systems
 from tests import table_records
 
@@ -58,7 +59,7 @@ def test_what_is_missing_is_run_recorded_and_not_run_again(tmp_path, fake, capsy
     f"--workdir={tmp_path}/runs/synthetic/sasrec/0 --stage_cache={tmp_path}/runs/stage_cache"
   )
   record = records.read(records.path(tmp_path / "out", "synthetic", "sasrec", 0))
-  ranks = records.unpack_ranks(record["test_ranks"]["packed"])
+  ranks = unpack(record["test_ranks"]["packed"])
   np.testing.assert_array_equal(ranks <= 10, table_records.some_ranks(0) <= 10)
   assert record["run"]["overrides"] == [] and record["config"]["seed"] == 0
   assert record["provenance"]["commit"] == "c0ffee"

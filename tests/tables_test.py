@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 
 from bbqrec_jax import metrics, table
-from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import (
   experiments,
   figures,
@@ -22,7 +21,7 @@ from bbqrec_jax.tables import (
   systems,
 )
 from tests import table_records
-from tests.table_records import USERS, some_ranks, write_record
+from tests.table_records import some_ranks, write_record
 
 TABLE2, TABLE5 = experiments.EXPERIMENTS["table2"], experiments.EXPERIMENTS["table5"]
 
@@ -196,17 +195,6 @@ def test_csv_holds_every_number(out):
   )
   line = next(x for x in lines if (x["system"], x["metric"]) == ("TIGER", "NDCG@10"))
   assert (line["mean"], line["seeds"], line["paper"]) == ("", "0", "0.0629")
-
-
-def test_ranks_survive_packing_as_far_as_metrics_see_them():
-  ranks = np.array([1, 10, 11, 300, metrics.NOT_FOUND, 5], np.int32)
-  unpacked = records.unpack_ranks(records.pack_ranks(ranks))
-  far = metrics.NOT_FOUND
-  np.testing.assert_array_equal(unpacked, [1, 10, far, far, far, 5])
-  assert len(records.pack_ranks(some_ranks(0))) < USERS
-  for text in ("", "no base64!", "AAAA", None):
-    with pytest.raises(UserError, match="test_ranks of a record is damaged"):
-      records.unpack_ranks(text)
 
 
 def test_every_system_of_an_experiment_exists_and_the_papers_rows_are_its_rows():

@@ -1,32 +1,21 @@
 """The record of a run, results/runs/DATASET/SYSTEM/SEED.json, and the figures that it holds.
 
-A record is what bbqrec_jax.record makes (metrics, config, command, commit, data hash, versions,
-device, seconds), with what a table needs beside it:
+A record is what bbqrec_jax.record makes (metrics, the users' ranks, config, command, commit, data
+hash, versions, device, seconds), with what a table needs beside it:
 
   run: dataset, system and seed; `overrides`, what the user of the table changed of the system's own
     settings; `tuned`, what results/tuning chose.
-  test_ranks: the ranks of all users' test targets as far as the metrics see them (`packed`, see
-    pack_ranks()), and a hash of the users' ids in their order (`users`): a paired test needs no
-    file but the records.
   latency: seconds a user by beam width, where it was measured; bbqrec_jax/latency.py.
 """
 
-import base64
-import hashlib
-import json
 import pathlib
-import zlib
 from typing import Any
 
-import numpy as np
-
-from bbqrec_jax import compare, metrics, record, run_record
-from bbqrec_jax.errors import UserError
+from bbqrec_jax import record, run_record
 
 FOLDER = "runs"
 # Since then a target can tell which item of its history is the latest: models/generator.py.
 CAUSAL_SEES_LATEST = "2026-11-26T10:26:22+00:00"
-_DEPTH = max(compare.KS)  # Ranks beyond it count for no metric.
 
 
 def path(out: pathlib.Path, dataset: str, system: str, seed: int) -> pathlib.Path:
@@ -44,10 +33,6 @@ def make(workdir: pathlib.Path, run: dict[str, Any], latency: dict | None, has_t
   Raises UserError if the run is not finished, or something of it is damaged.
   """
   made = dict(run=run) | record.make_record(workdir, needs_test=has_test)
-  if has_test:
-    test = compare.load(str(workdir), "test")
-    users = hashlib.sha256(json.dumps(np.asarray(test.user_ids).tolist()).encode()).hexdigest()
-    made["test_ranks"] = dict(packed=pack_ranks(test.ranks), users=users)
   if latency is not None:
     made["latency"] = latency
   return made
@@ -70,27 +55,6 @@ def outdated(found: dict) -> str:
   if is_causal and found["provenance"].get("date", "") < CAUSAL_SEES_LATEST:
     return "by an earlier causal model, whose targets cannot tell which item is the latest"
   return ""
-
-
-def pack_ranks(ranks: np.ndarray) -> str:
-  """Ranks [U], from 1, as text: base64 of zlib of uint8 [U], 0 for a rank beyond 10."""
-  seen = np.where(ranks <= _DEPTH, ranks, 0).astype(np.uint8)
-  return base64.b64encode(zlib.compress(seen.tobytes(), 9)).decode("ascii")
-
-
-def unpack_ranks(text: str) -> np.ndarray:
-  """[U] int32 of what pack_ranks() made; NOT_FOUND for a rank beyond 10.
-
-  Raises UserError if it made no such text.
-  """
-  try:
-    seen = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
-    seen = seen.astype(np.int32)  # NOT_FOUND is no uint8.
-  except (ValueError, TypeError, zlib.error) as error:
-    raise UserError(
-      f"test_ranks of a record is damaged ({error}); make the record again."
-    ) from None
-  return np.where(seen > 0, seen, np.int32(metrics.NOT_FOUND))
 
 
 def quantity(found: dict, name: str) -> float | None:

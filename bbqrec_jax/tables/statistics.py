@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbqrec_jax import metrics
-from bbqrec_jax.tables import records
+from bbqrec_jax import metrics, ranks
 
 
 class Value(NamedTuple):
@@ -38,8 +37,8 @@ def per_user(found: Sequence[dict], metric: str) -> np.ndarray:
   """[U] float64: a metric ("recall@5") of every user, the mean over the records' seeds."""
   name, k = metric.split("@")
   of_ranks = dict(recall=metrics.recall_per_user, ndcg=metrics.ndcg_per_user)[name]
-  ranks = [records.unpack_ranks(record["test_ranks"]["packed"]) for record in found]
-  return np.mean([of_ranks(x, int(k)) for x in ranks], axis=0)
+  of_runs = [ranks.unpack(record["test_ranks"]["packed"]) for record in found]
+  return np.mean([of_ranks(x, int(k)) for x in of_runs], axis=0)
 
 
 def test(ours: Sequence[dict], theirs: Sequence[dict], metric: str, against: str) -> Test:

@@ -1,0 +1,134 @@
+"""The rank of every user's target, as a run left it: in its workdir, or packed in its record.
+
+A record keeps what the metrics see of the test split, and a hash of the users in their order, so
+that a paired test between two records needs no other file.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import pathlib
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from bbqrec_jax import metrics, run_record
+from bbqrec_jax.data import npz
+from bbqrec_jax.errors import UserError
+
+KS = (5, 10)  # Of recall@k and ndcg@k, where runs are compared.
+_DEPTH = max(KS)  # Ranks beyond it count for no metric.
+
+
+class Run(NamedTuple):
+  """What a run left of one split.
+
+  Attributes:
+    name: what to call it.
+    ranks: [U] int32 ranks of the targets, from 1. Of a record, NOT_FOUND for those beyond 10.
+    user_ids: [U] str, or None if the run did not record them; a record does not.
+    users: a hash of the ids in their order, or None if the run did not record them.
+  """
+
+  name: str
+  ranks: np.ndarray
+  user_ids: np.ndarray | None
+  users: str | None
+
+
+def load(path: str | os.PathLike, split: str) -> Run:
+  """Reads what a run left.
+
+  Args:
+    path: its workdir, which has a ranks.npz; or its record, a .json.
+    split: "valid" or "test"; a record has the latter alone.
+
+  Raises:
+    UserError: the file or the split is missing, or unreadable.
+  """
+  path = pathlib.Path(path)
+  if path.suffix == ".json" and os.path.isfile(path):  # False also for what can be no name.
+    return _of_record(path, split)
+  return _of_workdir(path, split)
+
+
+def _of_record(path: pathlib.Path, split: str) -> Run:
+  record = run_record.read_json(path)
+  if "test_ranks" not in record:
+    raise UserError(
+      f"{path} has no test_ranks: it is no record of a run, or one of before they were kept; give "
+      "the run's workdir."
+    )
+  if split != "test":
+    raise UserError(f"{path} has ranks of the test split alone; give the workdir of the run.")
+  try:
+    packed, users = (record["test_ranks"][key] for key in ("packed", "users"))
+  except (KeyError, TypeError) as error:
+    raise UserError(f"test_ranks of {path} are damaged ({error!r}); make it again.") from error
+  ranks = unpack(packed)
+  _check(ranks, path, split)
+  return Run(_name(path.with_suffix("")), ranks, None, users)
+
+
+def _of_workdir(folder: pathlib.Path, split: str) -> Run:
+  path = folder / "ranks.npz"
+  if not os.path.isfile(path):
+    raise UserError(
+      f"{path} does not exist; give the workdir of a run that has been evaluated, or its record."
+    )
+  arrays = npz.read(path, (), "evaluate the run again")
+  ranks, user_ids = arrays.get(split), arrays.get("user_ids")
+  if ranks is None:
+    raise UserError(f"{path} has no ranks of the {split} split, only {sorted(arrays)}.")
+  _check(ranks, path, split)
+  if user_ids is not None and user_ids.shape != ranks.shape:
+    raise UserError(f"{path} has {user_ids.size} user_ids for {len(ranks)} ranks of {split}.")
+  if user_ids is not None and user_ids.dtype.kind not in "USiu":
+    raise UserError(f"{path}: user_ids must be text or whole numbers, not {user_ids.dtype}.")
+  users = None if user_ids is None else _digest(user_ids)
+  return Run(_name(folder), ranks, user_ids, users)
+
+
+def _check(ranks: np.ndarray, path: pathlib.Path, split: str) -> None:
+  is_valid = ranks.ndim == 1 and np.issubdtype(ranks.dtype, np.integer) and len(ranks) > 1
+  if not is_valid or ranks.min() < 1:
+    raise UserError(f"{path}: {split} must be ranks from 1 of at least two users.")
+
+
+def _name(path: pathlib.Path) -> str:
+  """The last part; SYSTEM/SEED of what a table keeps by seed."""
+  path = path.resolve()
+  return f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
+
+
+def _digest(user_ids: np.ndarray) -> str:
+  text = json.dumps([str(user_id) for user_id in user_ids.tolist()])
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_record(run: Run) -> dict[str, str]:
+  """A record's `test_ranks`; the run is of a workdir that has its users' ids."""
+  return dict(packed=pack(run.ranks), users=run.users)
+
+
+def pack(ranks: np.ndarray) -> str:
+  """Ranks [U], from 1, as text: base64 of zlib of uint8 [U], 0 for a rank beyond 10."""
+  seen = np.where(ranks <= _DEPTH, ranks, 0).astype(np.uint8)
+  return base64.b64encode(zlib.compress(seen.tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> np.ndarray:
+  """[U] int32 of what pack() made; NOT_FOUND for a rank beyond 10.
+
+  Raises UserError if it made no such text.
+  """
+  try:
+    seen = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    seen = seen.astype(np.int32)  # NOT_FOUND is no uint8.
+  except (ValueError, TypeError, zlib.error) as error:
+    raise UserError(
+      f"test_ranks of a record is damaged ({error}); make the record again."
+    ) from None
+  return np.where(seen > 0, seen, np.int32(metrics.NOT_FOUND))
