@@ -97,6 +97,11 @@ def test_few_collisions_are_better(tmp_path):
   text = render.markdown(TABLE5, [grid])
   assert "| RQ-VAE | 1 | <ins>50</ins> | 2154 | not run | 466 |" in text
   assert "Missing: RQ-VAE, L = 3 (`tiger_ids_l3`): no run." in text
+  write_record(
+    tmp_path, "toys", "bbqrec_ids_l2", 1, some_ranks(1), codebook=dict(num_surplus_items=1)
+  )
+  grid = make(tmp_path, *TABLE5.systems, dataset="toys", experiment=TABLE5)
+  assert "| **0.5 ± 0.7** | 12 |" in render.markdown(TABLE5, [grid])
 
 
 def test_the_t_test_is_paired_by_user_over_the_mean_of_seeds(out):

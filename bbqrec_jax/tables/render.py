@@ -69,10 +69,10 @@ def _text(cell: Cell, column: Column, plus_minus: str = "±") -> str:
     return NOT_RUN
   if cell.value is None:  # What a system cannot have: collisions of SASRec, for one.
     return ""
-  mean = format(cell.value.mean, column.form)
   if cell.value.std is None:
-    return mean
-  return f"{mean} {plus_minus} {format(cell.value.std, column.form)}"
+    return format(cell.value.mean, column.form)
+  form = column.form.replace(".0f", ".1f")  # A mean of counts is none: of 0 and 1 it is not 0.
+  return f"{cell.value.mean:{form}} {plus_minus} {cell.value.std:{form}}"
 
 
 def _test(row: Row, column: int) -> str:
