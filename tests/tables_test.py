@@ -221,7 +221,14 @@ def test_the_latency_of_table_6_is_a_medians(tmp_path):
   write_record(tmp_path, "beauty", "bbqrec", 0, some_ranks(0))
   grid = make(tmp_path, "tiger", "bbqrec", seeds=1, experiment=experiment)
   assert [cell.value.mean for cell in row(grid, "TIGER").cells] == [0.25, 0.5]
-  assert grid.missing == ("BBQRec (`bbqrec`): its decoding is not timed",)
+  assert grid.missing == ("BBQRec (`bbqrec`): the decoding of seed 0 is not timed",)
+  run = dict(dataset="beauty", system="tiger", seed=2, overrides=["cpu"], tuned=[])
+  write_record(tmp_path, "beauty", "tiger", 2, some_ranks(0), run=run)  # Not timed.
+  grid = make(tmp_path, "tiger", seeds=3, experiment=experiment)
+  assert row(grid, "TIGER").cells[0].value.count == 1 and row(grid, "TIGER").remarks == ()
+  assert grid.missing == (
+    "TIGER (`tiger`): no run of seed 1; the decoding of seed 2 is not timed",
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["figure3", "figure4", "table2"])

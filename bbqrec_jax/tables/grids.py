@@ -51,7 +51,11 @@ def make(
 
   Raises UserError if a record is damaged.
   """
-  found = {name: records.read_all(out, dataset, name) for name in experiment.systems}
+  recorded = {name: records.read_all(out, dataset, name) for name in experiment.systems}
+  found = {
+    name: [record for record in of_seeds if "latency" in record or not experiment.needs_latency]
+    for name, of_seeds in recorded.items()
+  }
   columns = range(len(experiment.columns))
   labels = [
     label
@@ -68,7 +72,7 @@ def make(
       tuple(
         Cell(
           values[label][n],
-          bool(found[experiment.system_of(label, n)]),
+          bool(recorded[experiment.system_of(label, n)]),
           experiment.paper(dataset, label, n),
           places[n].get(label, 0),
         )
@@ -89,7 +93,7 @@ def make(
     experiment.columns,
     tuple(rows),
     tuple(_data(of_labels)),
-    tuple(_missing(names, found, num_seeds, experiment.needs_latency)),
+    tuple(_missing(names, recorded, found, num_seeds)),
   )
 
 
@@ -181,14 +185,18 @@ def _features(record: dict) -> str:
   return " and ".join(features) or "ids alone"
 
 
-def _missing(names: Sequence[str], found, num_seeds: int, needs_latency: bool) -> list[str]:
+def _missing(names: Sequence[str], recorded, found, num_seeds: int) -> list[str]:
+  """What the first seeds lack: a run, or one that `found` has not left out, as it is not timed."""
   lines = []
   for name in names:
-    seeds = {record["run"]["seed"] for record in found[name]}
+    seeds, timed = ({record["run"]["seed"] for record in of[name]} for of in (recorded, found))
     absent = [seed for seed in range(num_seeds) if seed not in seeds]
+    untimed = [seed for seed in range(num_seeds) if seed in seeds - timed]
+    lacks = []
     if absent:
-      which = "no run" if not seeds else f"no run of seed {', '.join(map(str, absent))}"
-      lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): {which}")
-    elif needs_latency and not any("latency" in record for record in found[name]):
-      lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): its decoding is not timed")
+      lacks.append(f"no run of seed {', '.join(map(str, absent))}" if seeds else "no run")
+    if untimed:
+      lacks.append(f"the decoding of seed {', '.join(map(str, untimed))} is not timed")
+    if lacks:
+      lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): {'; '.join(lacks)}")
   return lines
