@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bbqrec_jax import metrics, run_record
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.ranks import KS, Run, load
 
 SIGNIFICANCE = 0.05  # As in the paper.
@@ -99,24 +99,23 @@ def record(a: Run, b: Run, split: str) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Prints the table; the exit status is 1, with one sentence on stderr, where that fails."""
+  """The command; returns its exit status."""
   parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.compare", description=__doc__)
   parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, or its record")
   parser.add_argument("run_b", metavar="RUN_B", help="the run to compare with it")
   parser.add_argument("--split", choices=("valid", "test"), default="test")
   parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
-  try:
-    a, b = load(args.run_a, args.split), load(args.run_b, args.split)
-    print(table(a, b))
-    if args.out:
-      if not args.out.parent.is_dir():
-        raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
-      run_record.write_output(args.out, record(a, b, args.split))
-  except UserError as error:
-    print(error, file=sys.stderr)
-    return 1
-  return 0
+  return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+  a, b = load(args.run_a, args.split), load(args.run_b, args.split)
+  print(table(a, b))
+  if args.out:
+    if not args.out.parent.is_dir():
+      raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
+    run_record.write_output(args.out, record(a, b, args.split))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The exceptions that commands know how to tell."""
+"""The exceptions that commands know how to tell, and how they tell them."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -15,3 +20,21 @@ class Stopped(Exception):
     super().__init__(message)
     self.signum = signum
     self.status = 128 + signum  # The command's exit status, as a shell has it.
+
+
+def exit_status(command: Callable[[], None]) -> int:
+  """Calls what a command does and returns the process's exit status.
+
+  That is 0; 1 where a UserError has been told; and that of SIGPIPE, with nothing said, where
+  whoever read the output has had enough (`... | head`).
+  """
+  try:
+    command()
+    sys.stdout.flush()
+  except UserError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at the end.
+    return Stopped("", signal.SIGPIPE).status
+  return 0

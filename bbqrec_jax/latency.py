@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bbqrec_jax import compile_cache, run_record
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.recommend import Recommender
 from bbqrec_jax.rules import Whole
 
@@ -62,19 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--num_beams", type=int, nargs="+", default=[50, 100], help="beam widths")
   parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
+  return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
   compile_cache.enable()
-  try:
-    if not all(map(Whole(1, 10_000).allows, args.num_beams)):
-      raise UserError(f"--num_beams={args.num_beams} must be from 1 to 10,000.")
-    measured = measure(args.workdir, args.num_beams)
-    if args.out:
-      run_record.write_output(args.out, measured)
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
+  if not all(map(Whole(1, 10_000).allows, args.num_beams)):
+    raise UserError(f"--num_beams={args.num_beams} must be from 1 to 10,000.")
+  measured = measure(args.workdir, args.num_beams)
+  if args.out:
+    run_record.write_output(args.out, measured)
   for width, seconds in measured["seconds_per_user"].items():
     print(f"beam {width}: {seconds:.4f} s a user")
-  return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from bbqrec_jax.data import semantic_ids, table
 from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
 from bbqrec_jax.decoding import trie as trie_lib
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.new_items import FrozenTokenizer
 from bbqrec_jax.rules import Whole
 from bbqrec_jax.trainers import generator as generator_trainer
@@ -342,29 +342,28 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if args.input and not args.output:
     parser.error("--input needs --output=FILE, a .csv or .parquet file")
+  return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
   compile_cache.enable()
-  try:
-    if args.output:
-      table.check_writable(args.output)
-    recommender = Recommender.load(args.workdir)
-    if args.input:
-      _recommend_table(recommender, args)
-      return 0
-    history = [item.strip() for item in args.history.split(",") if item.strip()]
-    result = recommender.recommend(
-      [history], args.k, filter_seen=args.filter_seen, search=args.search
-    )[0]
-    if not result.item_ids:
-      raise UserError("The history holds no item of the catalogue; give at least one known id.")
-    _report_unknown(result.unknown)
-    for rank, (item, score, title) in enumerate(
-      zip(result.item_ids, result.scores, result.titles), start=1
-    ):
-      print(f"{rank:>3}  {item}  {score:8.3f}  {title}")
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  return 0
+  if args.output:
+    table.check_writable(args.output)
+  recommender = Recommender.load(args.workdir)
+  if args.input:
+    _recommend_table(recommender, args)
+    return
+  history = [item.strip() for item in args.history.split(",") if item.strip()]
+  result = recommender.recommend(
+    [history], args.k, filter_seen=args.filter_seen, search=args.search
+  )[0]
+  if not result.item_ids:
+    raise UserError("The history holds no item of the catalogue; give at least one known id.")
+  _report_unknown(result.unknown)
+  for rank, (item, score, title) in enumerate(
+    zip(result.item_ids, result.scores, result.titles), start=1
+  ):
+    print(f"{rank:>3}  {item}  {score:8.3f}  {title}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from bbqrec_jax import ranks, run_record
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.tables import paper
 
 
@@ -121,18 +121,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", type=pathlib.Path, required=True, help="the record, .json")
   parser.add_argument("--plot", type=pathlib.Path, help="curves, .png (extra [report])")
   args = parser.parse_args(argv)
-  try:
-    record = make_record(args.workdir)
-    if args.plot:
+  return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+  record = make_record(args.workdir)
+  if args.plot:
+    try:
       plot_curves(args.workdir, args.plot)
-    run_record.write_output(args.out, record)
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  except ImportError:
-    print("Error: --plot needs matplotlib; install the extra [report].", file=sys.stderr)
-    return 1
-  return 0
+    except ImportError as error:
+      raise UserError("--plot needs matplotlib; install the extra [report].") from error
+  run_record.write_output(args.out, record)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from bbqrec_jax import run_record
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 
 _EXTRA = ("torch", "transformers")  # The extra [bench].
 # OpenMP's threads spin for a while behind a call, and would take a core from whoever comes next.
@@ -114,23 +114,22 @@ def main(
   )
   add_options(parser)
   args = parser.parse_args(argv)
+  return exit_status(lambda: _run(run, args, argv))
+
+
+def _run(run, args: argparse.Namespace, argv: Sequence[str] | None) -> None:
+  if args.out and not args.out.parent.is_dir():
+    raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
+  # Before the run: the checkout may change while it lasts.
+  made_by = provenance(sys.argv[1:] if argv is None else argv)
   try:
-    if args.out and not args.out.parent.is_dir():
-      raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
-    # Before the run: the checkout may change while it lasts.
-    made_by = provenance(sys.argv[1:] if argv is None else argv)
     result = run(args)
   except ModuleNotFoundError as error:
     if error.name not in _EXTRA:
       raise
-    print(
-      f"Error: this benchmark needs {error.name}; install it with pip install -e '.[bench]'.",
-      file=sys.stderr,
-    )
-    return 1
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
+    raise UserError(
+      f"this benchmark needs {error.name}; install it with pip install -e '.[bench]'."
+    ) from error
   record = dict(
     ratios={name: float(value) for name, value in result["ratios"].items()},
     details=result["details"],
@@ -140,7 +139,6 @@ def main(
   if args.out:
     run_record.write_json(args.out, record)
   print(format_ratios(record["ratios"]))
-  return 0
 
 
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:

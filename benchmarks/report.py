@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bbqrec_jax.errors import UserError
+from bbqrec_jax.errors import UserError, exit_status
 
 _BEGIN, _END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
@@ -141,17 +141,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--readme", type=pathlib.Path, help="the file to put the table into")
   parser.add_argument("--plot", type=pathlib.Path, help="the picture to draw (.png)")
   args = parser.parse_args(argv)
-  try:
-    figures = read(args.folder)
-    print(table(figures, args.folder.as_posix()))
-    if args.readme:
-      write_table(args.readme, table(figures, args.folder.as_posix()))
-    if args.plot:
-      plot(figures, args.plot)
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  return 0
+  return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+  figures = read(args.folder)
+  print(table(figures, args.folder.as_posix()))
+  if args.readme:
+    write_table(args.readme, table(figures, args.folder.as_posix()))
+  if args.plot:
+    plot(figures, args.plot)
 
 
 if __name__ == "__main__":

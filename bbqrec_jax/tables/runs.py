@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from bbqrec_jax import errors
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.signals import Deferred
 from bbqrec_jax.tables import systems
@@ -281,15 +282,9 @@ def show(outcomes: Iterator[Outcome], total: int, first: int, tell: Callable[[Ou
 
 def exit_status(command: Callable[[], list[Outcome]]) -> int:
   """Calls what runs jobs and returns those that failed; says how it ended; a process's status."""
+  failed = []
   try:
-    failed = command()
-    sys.stdout.flush()
-  except UserError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  except BrokenPipeError:  # Whoever read has enough: `... | head`.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at the end.
-    return Stopped("", signal.SIGPIPE).status
+    status = errors.exit_status(lambda: failed.extend(command()))
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return stopped.status
@@ -298,4 +293,4 @@ def exit_status(command: Callable[[], list[Outcome]]) -> int:
     return Stopped("", signal.SIGINT).status
   for outcome in failed:
     print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
-  return 1 if failed else 0
+  return 1 if failed else status
