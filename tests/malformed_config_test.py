@@ -92,7 +92,7 @@ FINE = dict(
     ),
     recon_weights=dict(text=NUMBER, image=NUMBER),
     commitment_weight=NUMBER, rec_weight=NUMBER, mim_weight=NUMBER, temperature=POSITIVE,
-    kmeans_iters=COUNT, revive_steps=COUNT, club_lr_scale=NUMBER,
+    center_latents=SWITCH, kmeans_iters=COUNT, revive_steps=COUNT, club_lr_scale=NUMBER,
   ),
   generator=_STAGE | dict(
     model=dict(

@@ -12,7 +12,7 @@ from bbqrec_jax import losses, train_state
 from bbqrec_jax.models import quantizer
 
 ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
-_KMEANS_ITEMS = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
+_SAMPLE_SIZE = 20_000  # Enough for 256 codes a level; bounds the memory of the initialisation.
 
 
 def rows(inputs, items: jax.Array):
@@ -39,19 +39,26 @@ def no_idle(params) -> jax.Array:
   return jnp.zeros(params["quantizer"]["codebooks"].shape[:3], jnp.int32)
 
 
-def with_kmeans_codebooks(model, params, constants, key, num_iters: int, partition):
-  """Codebooks from k-means over the latents of a sample of items; 0 iterations leave them.
+def sample(model, constants, key, partition):
+  """(items, features, present) of random items, or of all where there are few, on every device.
 
-  Every device computes the same: shared work would round otherwise, and k-means magnifies that.
+  What parameters start from is computed of them by every device alike: shared work would round
+  otherwise, and k-means magnifies that.
   """
-  if not num_iters:
-    return params
-  size = min(model.num_items, _KMEANS_ITEMS)
+  size = min(model.num_items, _SAMPLE_SIZE)
 
   @functools.partial(jax.jit, out_shardings=partition.replicated)
-  def sample(constants, key):
+  def take(constants, key):
     items = jax.random.permutation(key, model.num_items)[:size].astype(jnp.int32)
     return items, *rows(constants, items)
+
+  return take(constants, key)
+
+
+def with_kmeans_codebooks(model, params, sampled, key, num_iters: int, partition):
+  """Codebooks from k-means over the latents of a sample(); 0 iterations leave them."""
+  if not num_iters:
+    return params
 
   @functools.partial(jax.jit, out_shardings=partition.replicated)
   def cluster(params, items, features, present, key):
@@ -65,8 +72,7 @@ def with_kmeans_codebooks(model, params, constants, key, num_iters: int, partiti
       shared=model.shared_codebook,
     )
 
-  sample_key, key = jax.random.split(key)
-  codebooks = cluster(params, *sample(constants, sample_key), key)
+  codebooks = cluster(params, *sampled, key)
   return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
 
 

@@ -91,8 +91,10 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   keys = jax.random.split(jax.random.key(config.seed), 3)
   init_key, kmeans_key, cluster_key = partition.replicate(tuple(keys))
   params = partition.init(functools.partial(item_codes.init_params, model), init_key)
+  sample_key, kmeans_key = jax.random.split(kmeans_key)
+  sampled = item_codes.sample(model, constants, sample_key, partition)
   params = item_codes.with_kmeans_codebooks(
-    model, params, constants, kmeans_key, section.kmeans_iters, partition
+    model, params, sampled, kmeans_key, section.kmeans_iters, partition
   )
   num_steps = section.num_epochs * data.steps_per_epoch
   tx = optim.make_optimizer(num_steps=num_steps, **section.optimizer)

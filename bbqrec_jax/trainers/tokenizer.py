@@ -21,6 +21,7 @@ from bbqrec_jax.data import batches, scaling, semantic_ids
 from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.evaluators import codebook, ranking
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import mlp
 from bbqrec_jax.trainers import fitting, item_codes
 
 STAGE = "tokenizer"
@@ -61,8 +62,13 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   init_key, kmeans_key = partition.replicate(tuple(jax.random.split(jax.random.key(config.seed))))
   params = partition.init(functools.partial(item_codes.init_params, model), init_key)
+  sample_key, kmeans_key = jax.random.split(kmeans_key)
+  sampled = item_codes.sample(model, constants, sample_key, partition)
+  if section.center_latents:
+    center = jax.jit(functools.partial(center_latents, model), out_shardings=partition.replicated)
+    params = center(params, *sampled[1:])
   params = item_codes.with_kmeans_codebooks(
-    model, params, constants, kmeans_key, section.kmeans_iters, partition
+    model, params, sampled, kmeans_key, section.kmeans_iters, partition
   )
   num_steps = section.num_epochs * data.steps_per_epoch
   tx, train_step = make_step(section, model, num_steps, partition.axis_name)
@@ -107,6 +113,33 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
     peak_memory_mb=run_record.peak_memory_mb(),
   )
+
+
+def center_latents(model, params, features, present):
+  """Parameters whose encoders' outputs have mean 0 over these items, by the bias of the last layer.
+
+  Behind random layers with ReLU all items lie in a narrow cone. Codebooks then begin with few codes
+  for a modality, v with a part that is much the same for every item, and z_bar with so little
+  variance that nothing of it is left for CLUB to see.
+
+  Args:
+    features, present: [P, F] float32 and [P] bool of every modality, as the model's.
+  """
+  centered = {}
+  for modality in model.feature_dims:
+    weights = present[modality].astype(jnp.float32)[:, None]
+    for kind in ("behavior", "specific") if model.use_specific else ("behavior",):
+      outputs = model.apply(
+        {"params": params}, kind, modality, features[modality], method=_encoder_outputs
+      )
+      mean = jnp.sum(weights * outputs, axis=0) / jnp.maximum(jnp.sum(weights), 1.0)
+      name = f"{kind}_encoder_{modality}"
+      centered[name] = mlp.shift(params[name], -mean)
+  return {**params, **centered}
+
+
+def _encoder_outputs(model, kind: str, modality: str, x: jax.Array) -> jax.Array:
+  return getattr(model, f"{kind}_encoder")[modality](x)
 
 
 def make_step(section, model, num_steps: int, axis_name: str | None = None):
