@@ -11,6 +11,7 @@ from absl.testing import parameterized
 
 from bbqrec_jax import losses
 from bbqrec_jax.models import club, tokenizer
+from bbqrec_jax.trainers import tokenizer as trainer
 from tests.reference import tokenizer as reference
 
 NUM_ITEMS, P, B, T, D, L, N = 17, 5, 2, 4, 6, 3, 7
@@ -166,6 +167,25 @@ class ModelTest(chex.TestCase):
     latents = model.apply(variables, **batch).latents
     embedding = variables["params"]["id_embedding"]
     chex.assert_trees_all_equal(latents.behavior[:4, 0], embedding[batch["items"][:4]])
+
+  @parameterized.parameters(True, False)
+  def test_centered_encoders_have_mean_0_over_the_items_that_have_the_modality(self, use_specific):
+    model, variables, batch = build(use_specific=use_specific)
+    inputs = batch["features"], batch["present"]
+    params = trainer.center_latents(model, variables["params"], *inputs)
+    restored = dict(params)
+    for kind in ("behavior", "specific") if use_specific else ("behavior",):
+      for modality in FEATURE_DIMS:
+        name = f"{kind}_encoder_{modality}"
+        layers = jax.tree.map(np.asarray, params[name])
+        hidden, last = layers["Dense_0"], layers["Dense_1"]
+        x = np.asarray(batch["features"][modality])[np.asarray(batch["present"][modality])]
+        x = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0) @ last["kernel"] + last["bias"]
+        np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-6)
+        assert np.all(x.std(axis=0) > 0)
+        bias = variables["params"][name]["Dense_1"]["bias"]
+        restored[name] = params[name] | {"Dense_1": last | {"bias": bias}}
+    chex.assert_trees_all_equal(restored, variables["params"])  # Nothing else has changed.
 
   def test_id_latents_stand_in_for_the_embedding(self):
     model, variables, batch = default()
