@@ -118,9 +118,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 def center_latents(model, params, features, present):
   """Parameters whose encoders' outputs have mean 0 over these items, by the bias of the last layer.
 
-  Behind random layers with ReLU all items lie in a narrow cone. Codebooks then begin with few codes
-  for a modality, v with a part that is much the same for every item, and z_bar with so little
-  variance that nothing of it is left for CLUB to see.
+  Behind random layers with ReLU all items lie in a narrow cone: the modality's part of v begins as
+  much the same for every item, and the modality with few codes of its own.
 
   Args:
     features, present: [P, F] float32 and [P] bool of every modality, as the model's.
