@@ -173,7 +173,7 @@ class ModelTest(chex.TestCase):
     model, variables, batch = build(use_specific=use_specific)
     inputs = batch["features"], batch["present"]
     params = trainer.center_latents(model, variables["params"], *inputs)
-    restored = dict(params)
+    restored = {}
     for kind in ("behavior", "specific") if use_specific else ("behavior",):
       for modality in FEATURE_DIMS:
         name = f"{kind}_encoder_{modality}"
@@ -185,7 +185,9 @@ class ModelTest(chex.TestCase):
         assert np.all(x.std(axis=0) > 0)
         bias = variables["params"][name]["Dense_1"]["bias"]
         restored[name] = params[name] | {"Dense_1": last | {"bias": bias}}
-    chex.assert_trees_all_equal(restored, variables["params"])  # Nothing else has changed.
+    # Nothing else has changed, and nothing else is returned.
+    assert params.keys() == restored.keys()
+    chex.assert_trees_all_equal(restored, {name: variables["params"][name] for name in params})
 
   def test_id_latents_stand_in_for_the_embedding(self):
     model, variables, batch = default()

@@ -66,7 +66,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   sampled = item_codes.sample(model, constants, sample_key, partition)
   if section.center_latents:
     center = jax.jit(functools.partial(center_latents, model), out_shardings=partition.replicated)
-    params = center(params, *sampled[1:])
+    params = params | center(params, *sampled[1:])
   params = item_codes.with_kmeans_codebooks(
     model, params, sampled, kmeans_key, section.kmeans_iters, partition
   )
@@ -116,13 +116,16 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
 
 def center_latents(model, params, features, present):
-  """Parameters whose encoders' outputs have mean 0 over these items, by the bias of the last layer.
+  """The encoders' parameters with which outputs have mean 0 over these items, by their last bias.
 
   Behind random layers with ReLU all items lie in a narrow cone: the modality's part of v begins as
   much the same for every item, and the modality with few codes of its own.
 
   Args:
     features, present: [P, F] float32 and [P] bool of every modality, as the model's.
+
+  Returns:
+    {name: parameters} of the encoders alone: what grows with the catalogue stays where it lies.
   """
   centered = {}
   for modality in model.feature_dims:
@@ -134,7 +137,7 @@ def center_latents(model, params, features, present):
       mean = jnp.sum(weights * outputs, axis=0) / jnp.maximum(jnp.sum(weights), 1.0)
       name = f"{kind}_encoder_{modality}"
       centered[name] = mlp.shift(params[name], -mean)
-  return {**params, **centered}
+  return centered
 
 
 def _encoder_outputs(model, kind: str, modality: str, x: jax.Array) -> jax.Array:
