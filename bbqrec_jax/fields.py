@@ -119,6 +119,7 @@ _TOKENIZER = Section(
     rec_weight=_WEIGHT,
     mim_weight=_WEIGHT,
     temperature=_TEMPERATURE,
+    logq_correction=FLAG,
     center_latents=FLAG,
     kmeans_iters=Whole(0, 100_000),
     revive_steps=Whole(),

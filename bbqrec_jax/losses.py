@@ -88,11 +88,17 @@ def info_nce(
   weights: jax.Array,
   item_weights: jax.Array,
   temperature: float,
+  log_q: jax.Array | None = None,
 ) -> jax.Array:
   """Sequence-to-item contrast over a batch's distinct items: BBQRec Eq. (12).
 
   Every row of v is another item, so the positive stands in the denominator exactly once, and so
   does each negative, however often an item occurs in the batch.
+
+  A popular item is in most batches, and is pushed away by each of them. With log_q, which the paper
+  does not have, an item weighs in the denominator what makes up for that, and the denominator's
+  expectation is the sum over the whole catalogue: the logQ correction of Bengio and Senecal 2008,
+  for in-batch negatives Yi et al. 2019 (doi:10.1145/3298689.3346996).
 
   Args:
     h: [R, E] float32, what each history predicts: all of the batch's, or a micro-batch's.
@@ -102,14 +108,19 @@ def info_nce(
       where a batch's parts are added up.
     item_weights: [P] float32, 1.0 for an item and 0.0 for a padding row, which is no negative.
     temperature: tau, by which the cosines are divided.
+    log_q: [P] float32, the log-probability that a batch holds the item; any finite values at
+      padding. None: no correction.
 
   Returns:
     [] float32, nats; weighted sum.
   """
   # At full float32 precision: a small temperature magnifies the rounding of the cosines.
   cosines = jnp.einsum("re,pe->rp", unit(h), unit(v), precision=jax.lax.Precision.HIGHEST)
+  logits = cosines / temperature
+  if log_q is not None:
+    logits -= log_q[None, :]
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    cosines / temperature, jnp.maximum(targets, 0), where=(item_weights > 0)[None, :]
+    logits, jnp.maximum(targets, 0), where=(item_weights > 0)[None, :]
   )
   return jnp.sum(weights * losses)
 

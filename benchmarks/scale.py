@@ -86,6 +86,7 @@ def tokenizer_step(num_items: int, model: int):
   window = (section.batch_size, config.max_history)
   epoch = dict(
     items=rows(section.batch_size * config.max_history),
+    log_q=rows(section.batch_size * config.max_history, dtype=jnp.float32),
     groups=(dict(history=rows(*window), targets=rows(*window)),),
   )
   return *_compile(part, train_step, state, epoch, constants), 1
@@ -155,11 +156,11 @@ def _spread(part: partition.Partition, shape: tuple[int, ...], dtype: Any):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(part.replicated.mesh, spec))
 
 
-def _rows(part: partition.Partition, *shape: int, num_micro: int = 1):
+def _rows(part: partition.Partition, *shape: int, num_micro: int = 1, dtype: Any = jnp.int32):
   """An epoch's rows, shared over the axis `data` of the mesh."""
   sharding = NamedSharding(part.replicated.mesh, PartitionSpec(None, None, partition.DATA))
   shape = (STEPS_PER_EPOCH, num_micro, *shape)
-  return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,9 @@ def test_distinct_items_and_indices_into_them(num_items, row_multiple, size):
   given_groups = data.epoch(3)
   out = data.epoch_with_distinct_items(3, num_items)
   chex.assert_shape(out["items"], (2, 1, size))
-  chex.assert_type(jax.tree.leaves(out), np.int32)
+  chex.assert_shape(out["log_q"], out["items"].shape)
+  chex.assert_type(out["log_q"], np.float32)
+  chex.assert_type(jax.tree.leaves((out["items"], out["groups"])), np.int32)
   for step, items in enumerate(out["items"][:, 0]):
     used = {x for g in given_groups for array in g.values() for x in array[step].ravel().tolist()}
     used -= {-1}
@@ -233,6 +235,44 @@ def test_distinct_items_and_indices_into_them(num_items, row_multiple, size):
       for name, index in group.items():
         rebuilt = np.where(index[step] >= 0, items[index[step]], -1)
         np.testing.assert_array_equal(rebuilt, given_group[name][step])
+
+
+@pytest.mark.parametrize("batch_size", [100, 6, 3])
+def test_log_q_is_how_often_batches_hold_an_item(batch_size):
+  rng = np.random.default_rng(1)
+  num_items = 97
+  lengths = rng.integers(3, 19, 40)
+  # Half are item 0, and each comes twice in a row, which makes no batch hold it more often.
+  skewed = rng.integers(0, num_items, lengths.sum()) * rng.integers(0, 2, lengths.sum())
+  skewed = np.repeat(skewed, 2)[: lengths.sum()]
+  dataset = make_dataset(
+    "toy",
+    user_ids=np.arange(len(lengths)).astype(str),
+    item_ids=np.arange(num_items).astype(str),
+    items=skewed.astype(np.int32),
+    offsets=np.cumsum([0, *lengths]),
+    features={},
+    titles=np.full(num_items, ""),
+  )
+  data = _batches(dataset, every_target=True, batch_size=batch_size)
+  epochs, steps = 400, data.steps_per_epoch
+  times, log_q = np.zeros(num_items), np.full(num_items, np.nan)
+  for epoch in range(epochs):
+    out = data.epoch_with_distinct_items(epoch, num_items)
+    held = out["items"] >= 0
+    assert not out["log_q"][~held].any()
+    times += np.bincount(out["items"][held], minlength=num_items)
+    log_q[out["items"][held]] = out["log_q"][held]
+  held = times > 0
+  expected, found = np.exp(log_q[held]), times[held] / (epochs * steps)
+  # Dealt without replacement, an item's examples meet more rarely than by chance: beside the error
+  # of so many draws there is that of the formula, largest in batches of three.
+  error = np.sqrt(expected * (1 - expected) / (epochs * steps))
+  assert np.all(np.abs(found - expected) <= 5 * error + 0.08 * expected)
+  if batch_size == 100:  # All examples.
+    assert steps == 1 and np.all(expected == 1)
+  else:
+    assert expected.max() > 3 * expected.min()
 
 
 def test_few_items_need_little_padding():

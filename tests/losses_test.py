@@ -1,5 +1,7 @@
 """Losses against the slow way, and what they must ignore."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,29 @@ class InfoNceTest(chex.TestCase):
     )
     args = map(np.asarray, (self.h, self.v, self.targets, self.item_weights))
     np.testing.assert_allclose(value, reference.info_nce(*args, 0.1), rtol=1e-5)
+
+  def test_with_log_q_an_item_counts_by_how_rarely_it_is_there(self):
+    log_q = -3.0 * jax.random.uniform(jax.random.key(3), (P,))
+    args = (self.h, self.v, self.targets, self.weights, self.item_weights, 0.1)
+    value = losses.info_nce(*args, log_q)
+    args = map(np.asarray, (self.h, self.v, self.targets, self.item_weights))
+    expected = reference.info_nce(*args, 0.1, np.exp(np.asarray(log_q)))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+  def test_with_log_q_the_denominator_is_on_average_that_of_the_catalogue(self):
+    q = np.linspace(0.2, 1.0, P)  # Item P - 1, the target, is in every batch.
+    there = np.array(list(itertools.product((0, 1), repeat=P - 1)))  # Every batch that can be.
+    there = np.concatenate([there, np.ones((len(there), 1))], axis=1)
+    probability = np.prod(np.where(there > 0, q, 1 - q), axis=1)
+    h, target = self.h[:1], jnp.array([P - 1])
+
+    def ratio(weights):  # The denominator over the target's own term.
+      loss = losses.info_nce(h, self.v, target, jnp.ones(1), weights, 1.0, jnp.log(jnp.array(q)))
+      return jnp.exp(loss)
+
+    found = np.sum(probability * np.asarray(jax.vmap(ratio)(jnp.array(there, jnp.float32))))
+    whole = losses.info_nce(h, self.v, target, jnp.ones(1), jnp.ones(P), 1.0)
+    np.testing.assert_allclose(found, np.exp(whole), rtol=1e-4)
 
   def test_padding_changes_nothing_and_gets_no_gradient(self):
     def loss(h, v):

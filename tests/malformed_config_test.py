@@ -92,7 +92,8 @@ FINE = dict(
     ),
     recon_weights=dict(text=NUMBER, image=NUMBER),
     commitment_weight=NUMBER, rec_weight=NUMBER, mim_weight=NUMBER, temperature=POSITIVE,
-    center_latents=SWITCH, kmeans_iters=COUNT, revive_steps=COUNT, club_lr_scale=NUMBER,
+    logq_correction=SWITCH, center_latents=SWITCH, kmeans_iters=COUNT, revive_steps=COUNT,
+    club_lr_scale=NUMBER,
   ),
   generator=_STAGE | dict(
     model=dict(

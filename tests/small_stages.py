@@ -86,6 +86,7 @@ class Tokenizer(Stage):
         rec_weight=1.0,
         mim_weight=1.0,
         temperature=0.1,
+        logq_correction=True,
         revive_steps=3,
         club_lr_scale=5.0,
         optimizer=OPTIMIZER,

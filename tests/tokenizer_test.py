@@ -189,6 +189,41 @@ class ModelTest(chex.TestCase):
     assert params.keys() == restored.keys()
     chex.assert_trees_all_equal(restored, {name: variables["params"][name] for name in params})
 
+  @parameterized.parameters(True, False)
+  def test_the_contrast_of_the_loss_is_corrected_if_asked_to(self, logq_correction):
+    model, variables, batch = build(dropout_rate=0.0)
+    log_q = jnp.array([-0.1, -2.0, -0.7, -1.3, 0.0])
+    targets = [jnp.array([[3, 0, 2, 1], [2, -1, -1, -1]]), jnp.array([[0], [1], [3]])]
+    groups = tuple(
+      dict(history=h[None], targets=t[None]) for h, t in zip(POSITIONS, targets, strict=True)
+    )
+    inputs = dict(features=batch["features"], present=batch["present"])
+    constants = jax.tree.map(lambda x: jnp.zeros((NUM_ITEMS, *x.shape[1:]), x.dtype), inputs)
+    constants = jax.tree.map(
+      lambda table, x: table.at[batch["items"][:4]].set(x[:4]), constants, inputs
+    )
+    _, (terms, _) = trainer.loss_fn(
+      model,
+      variables["params"],
+      dict(items=batch["items"][None], log_q=log_q[None], groups=groups),
+      constants,
+      jax.random.key(0),
+      recon_weights=dict(text=1.0, image=1.0),
+      commitment_weight=0.25,
+      rec_weight=1.0,
+      mim_weight=1.0,
+      temperature=0.1,
+      logq_correction=logq_correction,
+    )
+    v = model.apply(variables, **batch).v
+    h = [model.apply(variables, v, p, True, method="represent") for p in POSITIONS]
+    rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in h])
+    wanted = np.concatenate([t.reshape(-1) for t in targets])
+    q = np.exp(np.asarray(log_q)) if logq_correction else None
+    weights = np.asarray(batch["items"] >= 0)
+    expected = reference.info_nce(rows, np.asarray(v), wanted, weights, 0.1, q)
+    np.testing.assert_allclose(terms["rec"], expected, rtol=1e-4)
+
   def test_id_latents_stand_in_for_the_embedding(self):
     model, variables, batch = default()
     args = (batch["items"], batch["features"], batch["present"])

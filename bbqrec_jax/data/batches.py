@@ -1,5 +1,7 @@
 """Batches of training examples: a pure function of (epoch, seed)."""
 
+import functools
+
 import numpy as np
 
 from bbqrec_jax.data.dataset import HELD_OUT, Dataset
@@ -116,6 +118,8 @@ class Batches:
     Returns:
       items [steps, 1, P] int32: each step's distinct items, ascending, padded with -1; P is as
         distinct_size() has it. Of them, too, this is the share of one process.
+      log_q [steps, 1, P] float32: of each of these items the log-probability that a batch holds
+        it, 0 at padding; of the same share.
       groups: as epoch() gives them, with history and targets as indices into all P of the step's
         items, -1 at padding.
     """
@@ -131,13 +135,34 @@ class Batches:
           gathered[name].append(np.where(own >= 0, np.searchsorted(distinct[-1], own), -1))
     size = distinct_size(max(map(len, distinct)), num_items, self._row_multiple)
     items = np.full((self.steps_per_epoch, 1, size), -1, np.int32)
-    for row, found in zip(items, distinct):
-      row[0, : len(found)] = found
+    log_q = np.zeros(items.shape, np.float32)
+    for step, found in enumerate(distinct):
+      items[step, 0, : len(found)] = found
+      log_q[step, 0, : len(found)] = self._log_q[found]
     stack = lambda arrays: np.stack(arrays).astype(np.int32)
     return dict(
       items=_part(items, self._share),
+      log_q=_part(log_q, self._share),
       groups=tuple({name: stack(x) for name, x in group.items()} for group in groups),
     )
+
+  @functools.cached_property
+  def _log_q(self) -> np.ndarray:
+    """The log-probability that a batch holds an item: [largest item + 1] float32.
+
+    Each of the c examples that an item is in comes to one of an epoch's S batches at random: a
+    batch has none of them with probability (1 - 1 / S)^c, as if they were dealt independently.
+    """
+    sizes = self._ends - self._starts + 1  # Of the history and the item behind it.
+    example = np.repeat(np.arange(len(sizes)), sizes)
+    position = np.arange(len(example)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    items = self._items[self._starts[example] + position]
+    stride = int(self._items.max()) + 1
+    once = np.unique(example * stride + items)  # However often an example holds an item.
+    held_by = np.maximum(np.bincount(once % stride), 1)  # Those that none holds are never asked.
+    with np.errstate(divide="ignore"):  # A single batch holds everything.
+      absent = held_by * np.log1p(-1 / self.steps_per_epoch)
+    return np.log(-np.expm1(absent)).astype(np.float32)
 
   def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:
     """For each group which example stands where, [steps, n, R], -1 at padding; and its length."""

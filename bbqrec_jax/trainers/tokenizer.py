@@ -165,6 +165,7 @@ def make_step(section, model, num_steps: int, axis_name: str | None = None):
     rec_weight=section.rec_weight,
     mim_weight=section.mim_weight,
     temperature=section.temperature,
+    logq_correction=section.logq_correction,
     axis_name=axis_name,
   )
   revive = functools.partial(
@@ -186,6 +187,7 @@ def loss_fn(
   rec_weight: float,
   mim_weight: float,
   temperature: float,
+  logq_correction: bool,
   axis_name: str | None = None,
 ):
   """L_total, BBQRec Eq. (13), with each of its terms; and -log q_theta, which trains theta alone.
@@ -211,7 +213,7 @@ def loss_fn(
     terms[f"club_likelihood_{name}"] = club.likelihood_loss
     total += mim_weight * club.mim_loss + club.likelihood_loss
   if rec_weight:
-    item_weights = losses.gather_rows(weights, axis_name)
+    item_weights, log_q = losses.gather_rows((weights, batch["log_q"][0]), axis_name)
     num_targets = sum(jnp.sum(group["targets"] >= 0) for group in batch["groups"])
     num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
 
@@ -228,6 +230,7 @@ def loss_fn(
         (targets >= 0) / num_targets,
         item_weights,
         temperature,
+        log_q if logq_correction else None,
       )
 
     terms["rec"] = losses.total(

@@ -32,8 +32,12 @@ def club_upper_bound(mean, log_variance, z_bar):
   return np.mean(positive) - np.mean(pairs)
 
 
-def info_nce(h, v, targets, item_weights, temperature):
-  """BBQRec Eq. (12), history by history: h [R, E], v [P, E], targets [R]."""
+def info_nce(h, v, targets, item_weights, temperature, q=None):
+  """BBQRec Eq. (12), history by history: h [R, E], v [P, E], targets [R].
+
+  With q [P], the probability that an item is there, each counts 1 / q times.
+  """
+  q = np.ones(len(v)) if q is None else q
 
   def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -42,9 +46,9 @@ def info_nce(h, v, targets, item_weights, temperature):
   for r in range(len(targets)):
     if targets[r] < 0:
       continue
-    positive = np.exp(cosine(h[r], v[targets[r]]) / temperature)
+    positive = np.exp(cosine(h[r], v[targets[r]]) / temperature) / q[targets[r]]
     negative = sum(
-      np.exp(cosine(h[r], v[p]) / temperature)
+      np.exp(cosine(h[r], v[p]) / temperature) / q[p]
       for p in range(len(v))
       if p != targets[r] and item_weights[p] > 0
     )
