@@ -52,8 +52,8 @@ def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
 def outdated(found: dict) -> list[str]:
   """What of the code that made a record has changed since and moves its figures."""
   remarks = []
-  if "logq_correction" not in found["config"].get("tokenizer", {"logq_correction": None}):
-    remarks.append("by an earlier stage one, without centred encoders and logQ correction")
+  if "center_latents" not in found["config"].get("tokenizer", {"center_latents": None}):
+    remarks.append("by an earlier stage one, whose encoders do not start centred")
   is_causal = any(stage.get("encoder") == "causal" for stage in found["stages"].values())
   if is_causal and found["provenance"].get("date", "") < CAUSAL_SEES_LATEST:
     remarks.append("by an earlier causal model, whose targets cannot tell which item is the latest")
