@@ -59,7 +59,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--list", action="store_true", help="every system: config and model files")
   parser.add_argument("--experiment", choices=EXPERIMENTS, default="table2")
   parser.add_argument("--datasets", default="", help="names with commas (default: the paper's)")
-  parser.add_argument("--systems", default="all", help="names with commas, of --list")
+  parser.add_argument(
+    "--systems",
+    default="all",
+    help="names with commas, of --list; the table, too, is of these alone",
+  )
   parser.add_argument(
     "--seeds", type=options.at_least_one, default=3, help="0, 1, ... (default: 3 of them)"
   )
