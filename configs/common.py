@@ -188,7 +188,7 @@ def bbqrec(arg: config_dict.ConfigDict, data: dict) -> config_dict.ConfigDict:
     mim_weight=0.0 if arg.no_mim else 1.0,  # gamma: BBQRec Eq. (13); of nats a dimension.
     temperature=0.1,  # tau: BBQRec Eq. (12).
     logq_correction=False,  # Of in-batch negatives: stage one gains by it, semantic IDs lose.
-    center_latents=True,  # Encoders' outputs start with mean 0 over items; not in the paper.
+    center_latents=False,  # Encoders' outputs start with mean 0 over items: short runs gain by it.
     kmeans_iters=20,  # 0: random codebooks.
     revive_steps=50,  # Codes unused for so many steps are moved; 0: never.
     club_lr_scale=5.0,  # q_theta must keep up with the encoders.

@@ -17,7 +17,9 @@ def get_config(arg: str = ""):
   if arg.smoke:
     return config
   config.codebook_size, config.latent_dim = 64, 32
-  config.tokenizer.update(batch_size=128, num_epochs=16, eval_epochs=2, patience=4)
+  config.tokenizer.update(
+    batch_size=128, num_epochs=16, eval_epochs=2, patience=4, center_latents=True
+  )
   # Compiling for four groups takes longer than a training this short gains from them.
   config.tokenizer.length_groups = config.generator.length_groups = 2
   config.tokenizer.model.hidden_dims = (128,)

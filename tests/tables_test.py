@@ -165,15 +165,6 @@ def test_a_run_of_the_earlier_causal_model_is_marked(out):
   assert len(remarks) == 1 and "seed 1: by an earlier" in remarks[0]
 
 
-def test_a_run_of_the_earlier_stage_one_is_marked(out):
-  for seed, tokenizer in enumerate((dict(center_latents=False), dict(num_epochs=3))):
-    config = dict(data=dict(features=dict(text="DIR/text_a.npy")), tokenizer=tokenizer)
-    write_record(out, "beauty", "bbqrec", seed, some_ranks(seed), config=config)
-  lines = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec")]).splitlines()
-  remarks = [line.removeprefix("* \\* BBQRec: ") for line in lines if "\\* BBQRec: " in line]
-  assert remarks == ["seed 1: by an earlier stage one, whose encoders do not start centred"]
-
-
 def test_seeds_of_different_settings_are_told_apart(out):
   changes = ([], ["cpu"], ["cpu"], ["cpu", "ranker.num_epochs=3"])
   for seed, overrides in enumerate(changes):

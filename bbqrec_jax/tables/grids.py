@@ -143,7 +143,7 @@ def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
     for remark in (
       f"`{overrides}`" if overrides else "",
       f"`tuned: {tuned}`" if tuned else "",
-      *records.outdated(record),
+      records.outdated(record),
     ):
       if remark:
         runs_of.setdefault(remark, set()).add((run["system"], run["seed"]))

@@ -49,15 +49,12 @@ def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
   return sorted(map(read, folder.glob("*.json")), key=lambda found: found["run"]["seed"])
 
 
-def outdated(found: dict) -> list[str]:
-  """What of the code that made a record has changed since and moves its figures."""
-  remarks = []
-  if "center_latents" not in found["config"].get("tokenizer", {"center_latents": None}):
-    remarks.append("by an earlier stage one, whose encoders do not start centred")
+def outdated(found: dict) -> str:
+  """What of the code that made a record has changed since and moves its figures; "" if nothing."""
   is_causal = any(stage.get("encoder") == "causal" for stage in found["stages"].values())
   if is_causal and found["provenance"].get("date", "") < CAUSAL_SEES_LATEST:
-    remarks.append("by an earlier causal model, whose targets cannot tell which item is the latest")
-  return remarks
+    return "by an earlier causal model, whose targets cannot tell which item is the latest"
+  return ""
 
 
 def quantity(found: dict, name: str) -> float | None:
