@@ -20,7 +20,7 @@ def prefixes(dataset: Dataset, max_history: int) -> tuple[np.ndarray, np.ndarray
   """
   first = dataset.offsets[:-1]
   counts = np.maximum(np.diff(dataset.offsets) - HELD_OUT["train"] - 1, 0)
-  position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+  position = _positions(counts)
   begin = np.repeat(first, counts)
   ends = begin + position + 1
   return np.maximum(begin, ends - max_history), ends
@@ -35,7 +35,7 @@ def windows(dataset: Dataset, max_history: int) -> tuple[np.ndarray, np.ndarray]
   """
   counts = np.maximum(np.diff(dataset.offsets) - HELD_OUT["train"] - 1, 0)  # Targets of a user.
   pieces = -(-counts // max_history)
-  index = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+  index = _positions(pieces)
   last = np.repeat(dataset.offsets[:-1] + counts, pieces)  # One behind the last window.
   ends = last - index * max_history
   return np.maximum(np.repeat(dataset.offsets[:-1], pieces), ends - max_history), ends
@@ -155,8 +155,7 @@ class Batches:
     """
     sizes = self._ends - self._starts + 1  # Of the history and the item behind it.
     example = np.repeat(np.arange(len(sizes)), sizes)
-    position = np.arange(len(example)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    items = self._items[self._starts[example] + position]
+    items = self._items[self._starts[example] + _positions(sizes)]
     stride = int(self._items.max()) + 1
     once = np.unique(example * stride + items)  # However often an example holds an item.
     held_by = np.maximum(np.bincount(once % stride), 1)  # Those that none holds are never asked.
@@ -199,6 +198,11 @@ def distinct_size(num_distinct: int, num_items: int, row_multiple: int) -> int:
   """P, what a batch's distinct items are padded up to: few sizes, so that few are compiled."""
   padded = _round_up(num_distinct, _DISTINCT_MULTIPLE)
   return _round_up(min(padded, _round_up(num_items, _FEW_ITEMS_MULTIPLE)), row_multiple)
+
+
+def _positions(counts: np.ndarray) -> np.ndarray:
+  """0 .. count - 1 of every count, one behind the other: [sum of counts] int64."""
+  return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:
