@@ -95,6 +95,8 @@ def _run_stages(
     _check_whole(results, results_path)
     print(f"All stages are done; {results_path} stands as it is.", flush=True)
     return results
+  if partition.is_main():
+    run_record.resume(workdir)
   records = {}
   (workdir / "stages").mkdir(exist_ok=True)
   with MetricWriter(workdir) as writer:

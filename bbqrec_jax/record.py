@@ -45,6 +45,7 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
       record["test_ranks"] = ranks.of_record(ranks.load(workdir, "test"))
     # The command and commit that the run was started with, not those of a later resumption.
     record["provenance"] = config["provenance"]
+    record["resumed"] = config.get("resumed", [])
     record["finished"] = results["provenance"]["date"]
     return record | dict(stages=results["stages"], config=config["config"])
   except (KeyError, TypeError) as error:

@@ -1,6 +1,7 @@
 """What a workdir says about its run: the configuration, where it came from, and atomic JSON."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -17,9 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from bbqrec_jax import partition
+from bbqrec_jax import compile_cache, partition
 from bbqrec_jax.errors import UserError
 
+# What of provenance() bits depend on. XLA cuts products by CPUs, so that their number is among it.
+CONDITIONS = (
+  "sources",
+  "versions",
+  "processor",
+  "device_kind",
+  "num_devices",
+  "num_cpus",
+  "num_processes",
+)
+_PACKAGE = pathlib.Path(__file__).parent
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MISSING = object()  # A key that only one of two configs has; None is a value.
 
@@ -89,10 +101,11 @@ def read_json(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, An
 
 
 def provenance() -> dict[str, Any]:
-  """What made a result: commit, command, versions, devices, usable CPUs and date (UTC).
+  """What made a result: commit, command, sources, versions, devices, usable CPUs and date (UTC).
 
   Names no machine and no user. `commit` is None outside a git checkout; `dirty` says whether the
-  checkout had changes that are in no commit.
+  checkout had changes that are in no commit; `sources` is a hash of this package's modules, which
+  also tells such changes apart.
   """
   versions = {"python": platform.python_version()}
   for package in _PACKAGES:
@@ -102,11 +115,13 @@ def provenance() -> dict[str, Any]:
     **_git_state(),
     "command": _command(),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "sources": _digest_of_sources(),
     "versions": versions,
     "platform": platform.platform(),
+    "processor": compile_cache.processor(),
     "device_kind": devices[0].device_kind,
     "num_devices": len(devices),
-    "num_cpus": num_cpus(),  # XLA cuts products by them, so that bits depend on it.
+    "num_cpus": num_cpus(),
     "num_processes": jax.process_count(),
   }
 
@@ -121,8 +136,8 @@ def num_cpus() -> int:
 def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint: str) -> None:
   """Makes `workdir` this run's, or checks that it already is.
 
-  The first call writes config.json: {"config", "provenance", "data": {"fingerprint"}}. Later calls
-  leave it as it is.
+  The first call writes config.json: {"config", "data": {"fingerprint"}, "provenance", "resumed":
+  []}. Later calls leave it as it is.
 
   Raises:
     UserError: the workdir holds another configuration or other data (the sentence names the first
@@ -137,7 +152,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint:
       raise PermissionError("permission denied")
     if not path.exists():
       if partition.is_main():
-        write_json(path, {**ours, "provenance": provenance()})
+        write_json(path, {**ours, "provenance": provenance(), "resumed": []})
       return
     stored = json.loads(path.read_text(encoding="utf-8"))
     theirs = {key: stored[key] for key in ours}
@@ -156,6 +171,40 @@ def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint:
     )
 
 
+def resume(workdir: str | os.PathLike) -> None:
+  """Tells, and keeps in config.json's "resumed", that a run goes on under other conditions.
+
+  Its bits are then not those of a run from one piece. "resumed" holds the provenance of each
+  process whose CONDITIONS were new to this workdir. Where they are not, nothing is done.
+
+  Raises:
+    UserError: config.json is damaged.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  stored = read_json(path, ("config", "data", "provenance"))
+  first, later, ours = stored["provenance"], stored.get("resumed", []), provenance()
+  if not isinstance(first, dict) or not isinstance(later, list):
+    raise UserError(f"{path} is damaged, what it says of its processes cannot be read; remove it.")
+  changes = list(_differences(_conditions(first), _conditions(ours)))
+  if not changes and not later:
+    return
+  if changes:
+    what = ", ".join(f"{key} is {there} there and {here} here" for key, there, here in changes)
+    print(
+      f"Workdir {workdir} was begun under other conditions: {what}. The run goes on, but its bits "
+      "are not those of one that never stopped.",
+      file=sys.stderr,
+      flush=True,
+    )
+  if _conditions(ours) not in [_conditions(made_by) for made_by in (first, *later)]:
+    write_json(path, stored | {"resumed": [*later, ours]})
+
+
+def is_of_one_piece(workdir: str | os.PathLike) -> bool:
+  """Whether all of a workdir was made under the conditions that it was begun under."""
+  return not read_json(pathlib.Path(workdir) / "config.json").get("resumed")
+
+
 def peak_memory_mb() -> float:
   """The most memory that this process has held so far, in MiB; device memory is not in it."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -170,6 +219,19 @@ def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, s
       yield from _differences(theirs.get(name, _MISSING), ours.get(name, _MISSING), inner)
   elif theirs != ours:
     yield key, *("absent" if value is _MISSING else repr(value) for value in (theirs, ours))
+
+
+def _conditions(made_by: Any) -> dict[str, Any]:
+  """What is CONDITIONS of a provenance; None for what it does not tell, or if it is none."""
+  return {name: made_by.get(name) if isinstance(made_by, dict) else None for name in CONDITIONS}
+
+
+def _digest_of_sources() -> str:
+  """Of every module of this package."""
+  digest = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob("*.py")):
+    digest.update(f"{path.relative_to(_PACKAGE)}\0{path.read_text('utf-8')}\0".encode())
+  return digest.hexdigest()
 
 
 def _command() -> str:

@@ -2,8 +2,9 @@
 
 Trials of a generator share their tokenizer, and so do ablations of the attention. A stage's entry
 is a copy of the workdir as it was when the stage was done, in a folder that is named by a hash of
-all that its bits depend on: the fields that stages so far may read, the data, this package's
-sources, versions, devices and processor. What is found there is what the stage would have made.
+all that its bits depend on: the fields that stages so far may read, the data, and
+run_record.CONDITIONS. What is found there is what the stage would have made, so that a run that
+went on under other conditions than it was begun under leaves nothing.
 """
 
 import contextlib
@@ -15,14 +16,12 @@ import shutil
 import sys
 from collections.abc import Mapping
 
-from bbqrec_jax import compile_cache, fields, run_record
+from bbqrec_jax import fields, run_record
 from bbqrec_jax.errors import UserError
 
-_OF_MACHINE = ("versions", "device_kind", "num_devices", "num_cpus", "num_processes")
 _OF_RUN = ("command", "commit", "dirty", "date")
 _OWN = ("config.json", "results.json")  # Every run has its own.
 _FILES = "files.json"  # Of an entry: path -> size, in bytes, of each file.
-_PACKAGE = pathlib.Path(__file__).parent
 
 
 class StageCache:
@@ -40,9 +39,7 @@ class StageCache:
     self._provenance = run_record.provenance()
     basis = dict(
       data=data_fingerprint,
-      sources=_digest_of_sources(),
-      processor=compile_cache.processor(),
-      **{name: self._provenance[name] for name in _OF_MACHINE},
+      **{name: self._provenance[name] for name in run_record.CONDITIONS},
     )
     self._entries = [
       self._folder / _digest(basis | dict(config=fields.first_stages(config, count)))
@@ -75,12 +72,13 @@ class StageCache:
   def keep(self, workdir: pathlib.Path, stage: str) -> None:
     """Keeps what the workdir holds now that this stage is done, if other runs can go on from it.
 
-    A folder that cannot be written to costs a line, not the run.
+    Not where the run went on under other conditions than it was begun under. A folder that cannot
+    be written to costs a line, not the run.
     """
     count = self._stages.index(stage) + 1
     entry = self._entries[count - 1]
     ends_here = count == len(self._stages) and stage not in fields.WRITERS_OF_IDS
-    if ends_here or entry.is_dir():
+    if ends_here or entry.is_dir() or not run_record.is_of_one_piece(workdir):
       return
     temporary = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
     try:
@@ -122,12 +120,6 @@ def _sizes(entry: pathlib.Path) -> dict[str, int]:
 def _ignore(folder: str, names: list[str]) -> list[str]:
   del folder
   return [name for name in names if name in _OWN or name.endswith(".tmp")]
-
-
-def _digest_of_sources() -> str:
-  """Of every module of this package."""
-  paths = sorted(_PACKAGE.rglob("*.py"))
-  return _digest({str(path.relative_to(_PACKAGE)): path.read_text("utf-8") for path in paths})
 
 
 def _digest(obj: Mapping) -> str:

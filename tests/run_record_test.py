@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bbqrec_jax import run_record
+from bbqrec_jax import compile_cache, run_record
 from bbqrec_jax.errors import UserError
 
 CONFIG = {"seed": 0, "ks": (5, 10), "tokenizer": {"model": {"num_levels": 3}, "weight": 1.0}}
@@ -93,6 +93,54 @@ def test_broken_config_json_is_refused(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match="is not"):
     run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+
+
+def test_what_goes_on_under_other_conditions_is_told_and_kept_once(tmp_path, monkeypatch, capsys):
+  path = tmp_path / "config.json"
+  run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+  first = json.loads(path.read_text())
+  run_record.resume(tmp_path)
+  assert json.loads(path.read_text()) == first and capsys.readouterr().err == ""
+  assert run_record.is_of_one_piece(tmp_path)
+  with monkeypatch.context() as context:
+    context.setattr(run_record, "num_cpus", lambda: 77)
+    for _ in range(2):
+      run_record.resume(tmp_path)
+      said = f"num_cpus is {first['provenance']['num_cpus']} there and 77 here. The run goes on"
+      assert said in capsys.readouterr().err
+  (later,) = json.loads(path.read_text())["resumed"]
+  assert later["num_cpus"] == 77 and "command" in later
+  run_record.resume(tmp_path)  # As it was begun; it stays a run of two pieces.
+  assert capsys.readouterr().err == ""
+  assert json.loads(path.read_text()) == first | {"resumed": [later]}
+  assert not run_record.is_of_one_piece(tmp_path)
+  monkeypatch.setattr(run_record, "_PACKAGE", tmp_path)  # Other sources; another processor.
+  monkeypatch.setattr(compile_cache, "processor", lambda: "another")
+  run_record.resume(tmp_path)
+  told = capsys.readouterr().err
+  assert "sources is " in told and "processor is " in told and "num_cpus" not in told
+  assert len(json.loads(path.read_text())["resumed"]) == 2
+
+
+@pytest.mark.parametrize("changes", [{"provenance": []}, {"resumed": {}}, {"resumed": None}])
+def test_a_workdir_that_does_not_tell_its_processes_is_refused(tmp_path, changes):
+  run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(UserError, match="is damaged, what it says of its processes"):
+    run_record.resume(tmp_path)
+
+
+def test_every_change_of_a_module_makes_other_sources(tmp_path, monkeypatch):
+  monkeypatch.setattr(run_record, "_PACKAGE", tmp_path)
+  (tmp_path / "models").mkdir()
+  seen = set()
+  for name, text in [("a.py", "x"), ("a.py", "y"), ("models/b.py", "x"), ("models/b.py", "")]:
+    (tmp_path / name).write_text(text)
+    seen.add(run_record.provenance()["sources"])
+  assert len(seen) == 4
+  (tmp_path / "a.pyc").write_text("x")  # Only sources count.
+  assert run_record.provenance()["sources"] in seen
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds processes")

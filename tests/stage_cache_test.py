@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from bbqrec_jax import compile_cache, fields, main, run_record, stage_cache
+from bbqrec_jax import compile_cache, fields, main, record, run_record, stage_cache
 from bbqrec_jax.data import semantic_ids
 from bbqrec_jax.tables import systems
 from bbqrec_jax.trainers import generator, tokenizer
@@ -121,7 +121,7 @@ def test_so_do_other_data_programs_and_machines(finished, cache, tmp_path, monke
   assert taken("same") == {"tokenizer"}
   assert taken("data", fingerprint="0" * 64) == set()
   with monkeypatch.context() as context:
-    context.setattr(stage_cache, "_PACKAGE", pathlib.Path(__file__).parent)
+    context.setattr(run_record, "_PACKAGE", pathlib.Path(__file__).parent)
     assert taken("sources") == set()
   with monkeypatch.context() as context:
     context.setattr(run_record, "num_cpus", lambda: 77)
@@ -199,6 +199,22 @@ def test_an_entry_that_has_lost_files_is_made_again(finished, cache, tmp_path, c
   assert stages_taken(finished.config, cache, tmp_path / "second") >= {"tokenizer"}
   assert not (tmp_path / "second" / "files.json").exists()
   assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_was_begun_on_other_cpus_leaves_nothing(finished, tmp_path, monkeypatch, capsys):
+  folder, workdir = tmp_path / "cache", tmp_path / "workdir"
+  with monkeypatch.context() as context:
+    context.setattr(run_record, "num_cpus", lambda: 77)
+    context.setattr(tokenizer, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      main.run(finished.config, workdir, str(folder))
+  assert capsys.readouterr().err == ""
+  main.run(finished.config, workdir, str(folder))
+  said = f"num_cpus is 77 there and {run_record.num_cpus()} here"
+  assert said in capsys.readouterr().err and not folder.exists()
+  made = record.make_record(workdir)
+  cpus = [made_by["num_cpus"] for made_by in (made["provenance"], *made["resumed"])]
+  assert cpus == [77, run_record.num_cpus()]
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line(finished, tmp_path, capsys):
