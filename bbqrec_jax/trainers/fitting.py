@@ -1,12 +1,13 @@
 """What every stage that learns by gradients has in common: its section's fields drive the loop."""
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from bbqrec_jax import checkpoint, diagnostics, loop, train_state
+from bbqrec_jax import checkpoint, diagnostics, loop, run_record, train_state
 from bbqrec_jax.data.batches import Batches
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.partition import Partition
@@ -61,3 +62,16 @@ def fit(
       workdir=workdir,
       profile_steps=diagnostics.parse_steps(config.profile_steps),
     )
+
+
+def record(fitted: loop.Fitted, started: float) -> dict[str, Any]:
+  """What the record of such a stage holds beside its metrics; JSON-able.
+
+  Args:
+    started: time.perf_counter() at the beginning of the stage, in this process.
+  """
+  return fitted.summary | dict(
+    num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
+    seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
+    peak_memory_mb=run_record.peak_memory_mb(),
+  )

@@ -13,7 +13,6 @@ from bbqrec_jax import (
   metrics,
   optim,
   plugins,
-  run_record,
   train_state,
 )
 from bbqrec_jax import partition as partition_lib
@@ -128,16 +127,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   results, ranks = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, ranks)
-  return (
-    fitted.summary
-    | results
-    | dict(
-      encoder=model.encoder,
-      num_params=sum(x.size for x in jax.tree.leaves(fitted.params)),
-      seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
-      peak_memory_mb=run_record.peak_memory_mb(),
-    )
-  )
+  return fitting.record(fitted, started) | results | dict(encoder=model.encoder)
 
 
 def with_weights(groups, axis_name: str | None = None) -> list[dict[str, jax.Array]]:

@@ -1,14 +1,18 @@
-"""What the stages that give items semantic IDs share: codebooks' start and revival, and encoding.
+"""What stages that give items semantic IDs share: codebooks' start and revival, encoding, saving.
 
 `model` is one of models/tokenizer.py or models/rqvae.py, which have these methods alike.
 """
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bbqrec_jax import losses, train_state
+from bbqrec_jax.data import scaling, semantic_ids
+from bbqrec_jax.data.dataset import Dataset, train_counts
 from bbqrec_jax.models import quantizer
 
 ENCODE_SIZE = 1024  # Items encoded at once when the whole catalogue is.
@@ -126,3 +130,34 @@ def make_encode_catalogue(model):
     return merge(codes), merge(vectors)
 
   return encode_catalogue
+
+
+def save(
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  model,
+  params,
+  *,
+  codes: np.ndarray,
+  vectors: np.ndarray,
+  scalings: dict[str, scaling.Scaling],
+) -> None:
+  """Writes what the generator reads, and what gives new items their IDs.
+
+  Args:
+    codes: [I, L, M] int32; vectors: [I, M * D] float32, of make_encode_catalogue().
+    scalings: of scaling.standardise(), of the model's modalities.
+  """
+  scaling.save(workdir, scalings)
+  semantic_ids.save(
+    workdir,
+    semantic_ids.SemanticIds(
+      codes=codes,
+      vectors=vectors,
+      item_ids=dataset.item_ids,
+      titles=dataset.titles,
+      popularity=train_counts(dataset),
+      signals=np.array(model.signals),
+      codebooks=np.asarray(params["quantizer"]["codebooks"]),
+    ),
+  )

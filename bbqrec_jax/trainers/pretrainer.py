@@ -24,7 +24,7 @@ from bbqrec_jax import losses
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import layers
-from bbqrec_jax.trainers import ranker
+from bbqrec_jax.trainers import fitting, ranker
 
 STAGE = "pretrainer"
 
@@ -43,7 +43,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   trained = ranker.fit(STAGE, config, dataset, workdir, writer, make_loss=make_loss)
   ranks = trained.ranks_by(trained.fitted.params)
   valid, _ = trained.make_evaluator(split="valid").run(ranks)
-  return ranker.record(trained, started) | dict(valid_at_best=valid)
+  return fitting.record(trained.fitted, started) | dict(valid_at_best=valid)
 
 
 def loss_fn(

@@ -22,7 +22,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ from bbqrec_jax import (
   metrics,
   optim,
   plugins,
-  run_record,
   train_state,
 )
 from bbqrec_jax import partition as partition_lib
@@ -93,7 +92,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   if partition_lib.is_main():
     ranking.save_ranks(workdir, dataset.user_ids, found)
     item_vectors.save(workdir, dataset.item_ids, vectors.reshape(dataset.num_items, -1))
-  return record(trained, started) | results
+  return fitting.record(trained.fitted, started) | results
 
 
 def fit(
@@ -172,16 +171,6 @@ def fit(
     writer=writer,
   )
   return Trained(fitted, make_evaluator, ranks_by, lambda params: make_items(params, inputs))
-
-
-def record(trained: Trained, started: float) -> dict[str, Any]:
-  """What the record of a stage that was started then holds, beside its metrics."""
-  summary = trained.fitted.summary
-  return summary | dict(
-    num_params=sum(x.size for x in jax.tree.leaves(trained.fitted.params)),
-    seconds=summary["earlier_seconds"] + time.perf_counter() - started,
-    peak_memory_mb=run_record.peak_memory_mb(),
-  )
 
 
 def prepared(model, inputs, path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:

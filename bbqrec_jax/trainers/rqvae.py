@@ -26,12 +26,11 @@ from bbqrec_jax import (
   losses,
   optim,
   plugins,
-  run_record,
   train_state,
 )
 from bbqrec_jax import partition as partition_lib
 from bbqrec_jax.data import batches, item_vectors, scaling, semantic_ids
-from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
@@ -146,25 +145,11 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     codes = np.concatenate([codes, numbers[:, None, None]], axis=1)
     report["running_numbers"] = int(numbers.max()) + 1
   if partition_lib.is_main():
-    scaling.save(workdir, scalings)
-    semantic_ids.save(
-      workdir,
-      semantic_ids.SemanticIds(
-        codes=codes,
-        vectors=vectors,
-        item_ids=dataset.item_ids,
-        titles=dataset.titles,
-        popularity=train_counts(dataset),
-        signals=np.array(model.signals),
-        codebooks=np.asarray(fitted.params["quantizer"]["codebooks"]),
-      ),
+    item_codes.save(
+      workdir, dataset, model, fitted.params, codes=codes, vectors=vectors, scalings=scalings
     )
-  return fitted.summary | dict(
-    valid_at_best=evaluate(fitted.params),
-    codebook=report,
-    seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
-    peak_memory_mb=run_record.peak_memory_mb(),
-  )
+  results = dict(valid_at_best=evaluate(fitted.params), codebook=report)
+  return fitting.record(fitted, started) | results
 
 
 def _collaborative(workdir: pathlib.Path, dataset: Dataset, latent_dim: int) -> np.ndarray:

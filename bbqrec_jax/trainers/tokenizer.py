@@ -6,19 +6,17 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bbqrec_jax import (
   losses,
   metrics,
   optim,
   plugins,
-  run_record,
   train_state,
 )
 from bbqrec_jax import partition as partition_lib
-from bbqrec_jax.data import batches, scaling, semantic_ids
-from bbqrec_jax.data.dataset import Dataset, train_counts
+from bbqrec_jax.data import batches, scaling
+from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.evaluators import codebook, ranking
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import mlp
@@ -93,26 +91,12 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
   if partition_lib.is_main():
-    scaling.save(workdir, scalings)
-    semantic_ids.save(
-      workdir,
-      semantic_ids.SemanticIds(
-        codes=codes,
-        vectors=vectors,
-        item_ids=dataset.item_ids,
-        titles=dataset.titles,
-        popularity=train_counts(dataset),
-        signals=np.array(model.signals),
-        codebooks=np.asarray(fitted.params["quantizer"]["codebooks"]),
-      ),
+    item_codes.save(
+      workdir, dataset, model, fitted.params, codes=codes, vectors=vectors, scalings=scalings
     )
   report = codebook.report(codes, model.codebook_size, model.signals, model.shared_codebook)
-  return fitted.summary | dict(
-    valid_at_best=evaluate(fitted.params),
-    codebook=report,
-    seconds=fitted.summary["earlier_seconds"] + time.perf_counter() - started,
-    peak_memory_mb=run_record.peak_memory_mb(),
-  )
+  results = dict(valid_at_best=evaluate(fitted.params), codebook=report)
+  return fitting.record(fitted, started) | results
 
 
 def center_latents(model, params, features, present):
