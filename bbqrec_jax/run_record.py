@@ -186,8 +186,6 @@ def resume(workdir: str | os.PathLike) -> None:
   if not isinstance(first, dict) or not isinstance(later, list):
     raise UserError(f"{path} is damaged, what it says of its processes cannot be read; remove it.")
   changes = list(_differences(_conditions(first), _conditions(ours)))
-  if not changes and not later:
-    return
   if changes:
     what = ", ".join(f"{key} is {there} there and {here} here" for key, there, here in changes)
     print(
