@@ -161,8 +161,12 @@ def _is_recorded(path: pathlib.Path, run: dict, experiment: Experiment) -> bool:
   if not path.exists():
     return False
   record = records.read(path)
+  fits = {
+    "overrides": record["run"]["overrides"] == run["overrides"],
+    "tuned": records.has_tuned(record, run["tuned"]),
+  }
   for key, what in (("overrides", "--overrides"), ("tuned", "tuned settings")):
-    if record["run"][key] != run[key]:
+    if not fits[key]:
       raise UserError(
         f"{path} is a run with the {what} {record['run'][key]}, not {run[key]}; remove it, or give "
         "another --out and --workdir."

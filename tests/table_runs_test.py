@@ -129,6 +129,37 @@ def test_what_was_tuned_is_used_and_variants_keep_their_own(tmp_path, fake):
   assert record["run"]["tuned"] == ["generator.model.dropout_rate=0.2"]
 
 
+@pytest.mark.parametrize(
+  ("choice", "before", "fits"),
+  [
+    ({"ranker.model.dropout_rate": 0.5}, [], True),  # What the config had anyway.
+    ({"ranker.model.dropout_rate": 0.2}, [], False),
+    ({"ranker.model.layers": 2}, [], False),  # A field that the record does not have.
+    ({"ranker.model.dropout_rate": 0.5}, ["ranker.model.dropout_rate=0.5"], True),
+    ({"ranker.model.dropout_rate": 0.5}, ["ranker.optimizer.learning_rate=0.1"], False),
+    ({}, ["ranker.model.dropout_rate=0.5"], False),
+  ],
+)
+def test_a_record_fits_what_was_tuned_if_its_config_has_it(
+  tmp_path, fake, capsys, choice, before, fits
+):
+  table_records.write_record(
+    tmp_path / "out", "synthetic", "sasrec", 0, table_records.some_ranks(0),
+    run=dict(dataset="synthetic", system="sasrec", seed=0, overrides=[], tuned=before),
+    config=dict(
+      ranker=dict(model=dict(dropout_rate=0.5)),
+      data=dict(features=dict(text=None, image=None)),
+    ),
+  )  # fmt: skip
+  path = tmp_path / "out" / "tuning" / "synthetic" / "sasrec.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(dict(choice=choice)))
+  assert command(tmp_path, "--systems=sasrec") == (0 if fits else 1)
+  if not fits:
+    assert "is a run with the tuned settings" in capsys.readouterr().err
+  assert not started(fake)
+
+
 def test_table_6_times_decoding_once_also_of_a_run_that_is_recorded(tmp_path, fake):
   assert command(tmp_path, "--systems=bbqrec") == 0
   for _ in range(2):

@@ -9,9 +9,11 @@ hash, versions, device, seconds), with what a table needs beside it:
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from bbqrec_jax import record, run_record
+from bbqrec_jax.tables import systems
 
 FOLDER = "runs"
 # Since then a target can tell which item of its history is the latest: models/generator.py.
@@ -47,6 +49,26 @@ def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
   """The records of all seeds, in the order of the seeds; raises UserError as read() does."""
   folder = path(out, dataset, system, 0).parent
   return sorted(map(read, folder.glob("*.json")), key=lambda found: found["run"]["seed"])
+
+
+def has_tuned(found: dict, tuned: Sequence[str]) -> bool:
+  """Whether a record's run had what was chosen, and nothing else that was tuned.
+
+  A choice that is what the config had anyway fits the records from before it was made.
+
+  Args:
+    tuned: "field=value", as tuning.choice() gives it.
+  """
+  if not set(found["run"]["tuned"]) <= set(tuned):
+    return False
+  for setting in tuned:
+    field = setting.partition("=")[0]
+    value = found["config"]
+    for part in field.split("."):
+      value = value.get(part) if isinstance(value, dict) else None
+    if systems.as_text({field: value}) != [setting]:
+      return False
+  return True
 
 
 def outdated(found: dict) -> str:
