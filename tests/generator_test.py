@@ -1,5 +1,7 @@
 """The generator: causality, caching, padding, and what its switches promise."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -29,39 +31,51 @@ def _model(**changes):
 
 
 def _inputs(num_targets=1):
-  keys = jax.random.split(jax.random.key(0), 3)
-  codes = jax.random.randint(keys[0], (B, T, L, M), 0, N)
-  vectors = jax.random.normal(keys[1], (B, T, M * D))
+  rng = np.random.default_rng(0)
+  codes = jnp.asarray(rng.integers(0, N, (B, T, L, M)))
+  vectors = jnp.asarray(rng.normal(size=(B, T, M * D)), jnp.float32)
   mask = jnp.arange(T)[None, :] < jnp.array([T, 2, 1])[:, None]
-  targets = jax.random.randint(keys[2], (B, num_targets, L, M), 0, N)
+  targets = jnp.asarray(rng.integers(0, N, (B, num_targets, L, M)))
   return codes, vectors, mask, targets
 
 
 def _randomised(model, *inputs):
-  """Parameters away from their start, so that biases and similarity tables matter."""
-  variables = jax.jit(model.init)(jax.random.key(1), *inputs)
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  return tree.unflatten(
-    [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-  )
+  """Parameters away from their start, so that biases and similarity tables matter.
+
+  NumPy draws them: to compile jax.random for every shape would take most of these tests' time.
+  """
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  rng = np.random.default_rng(1)
+
+  def draw(path, shape):
+    mean = 1.0 if path[-1].key == "scale" else 0.0
+    return jnp.asarray(rng.normal(mean, 0.4, shape.shape), shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _jitted(model, method=None):
+  """model.apply as one program, which compiles sooner than its operations one by one."""
+  static = (1,) if method == "step" else ()  # The level.
+  return jax.jit(functools.partial(model.apply, method=method), static_argnums=static)
 
 
 @pytest.mark.parametrize("encoder", generator.ENCODERS)
 def test_cached_steps_equal_the_uncached_decoder(encoder):
   model = _model(encoder=encoder)
   codes, vectors, mask, _ = _inputs()
-  beams = jax.random.randint(jax.random.key(5), (B, 4, L, M), 0, N)  # W = 4 beams per user.
+  beams = _inputs(num_targets=4)[-1]  # W = 4 beams per user.
   variables = _randomised(model, codes, vectors, mask, beams[:, :1])
-  memory = model.apply(variables, codes, vectors, mask, method="encode")
-  logits = model.apply(variables, beams, memory, method="decode")
+  memory = _jitted(model, "encode")(variables, codes, vectors, mask)
+  logits = _jitted(model, "decode")(variables, beams, memory)
   expected = jax.nn.log_softmax(logits)
-  cache = model.apply(variables, codes, vectors, mask, method="start")
-  log_probs, cache = model.apply(variables, 0, None, cache, method="step")
+  step = _jitted(model, "step")
+  cache = _jitted(model, "start")(variables, codes, vectors, mask)
+  log_probs, cache = step(variables, 0, None, cache)
   chex.assert_trees_all_close(log_probs[:, 0], expected[:, 0, 0], atol=1e-5)
   cache = generator.reorder(cache, jnp.zeros((B, 4), jnp.int32))  # One beam becomes four.
   for level in range(1, L):
-    log_probs, cache = model.apply(variables, level, beams[:, :, level - 1], cache, method="step")
+    log_probs, cache = step(variables, level, beams[:, :, level - 1], cache)
     chex.assert_trees_all_close(log_probs, expected[:, :, level], atol=1e-5)
 
 
@@ -86,7 +100,7 @@ def test_a_level_sees_only_the_levels_before_it():
     logits = model.apply({"params": params}, targets, memory, method="decode")
     return jnp.sum(logits**2, axis=(0, 1, 3, 4))  # [L]
 
-  jacobian = jax.jacrev(level_sums)(variables["params"]["code_embed"])  # [L, L, M, N, E]
+  jacobian = jax.jit(jax.jacrev(level_sums))(variables["params"]["code_embed"])  # [L, L, M, N, E]
   seen = np.asarray(jnp.sum(jnp.abs(jacobian), axis=(2, 3, 4))) > 0
   # Level l is given the true codes of levels < l, never its own or later ones.
   np.testing.assert_array_equal(seen, np.tril(np.ones((L, L), bool), -1))
@@ -97,12 +111,13 @@ def test_padding_changes_nothing(encoder):
   model = _model(encoder=encoder)
   codes, vectors, mask, targets = _inputs()
   variables = _randomised(model, codes, vectors, mask, targets)
-  logits = model.apply(variables, codes, vectors, mask, targets)
+  apply = _jitted(model)
+  logits = apply(variables, codes, vectors, mask, targets)
   noisy_codes = jnp.where(mask[:, :, None, None], codes, (codes + 3) % N)
   noisy_vectors = jnp.where(mask[:, :, None], vectors, 17.0)
-  noisy = model.apply(variables, noisy_codes, noisy_vectors, mask, targets)
+  noisy = apply(variables, noisy_codes, noisy_vectors, mask, targets)
   chex.assert_trees_all_close(noisy, logits, atol=1e-5)
-  short = model.apply(variables, codes[1:, :2], vectors[1:, :2], mask[1:, :2], targets[1:])
+  short = apply(variables, codes[1:, :2], vectors[1:, :2], mask[1:, :2], targets[1:])
   chex.assert_trees_all_close(short, logits[1:], atol=1e-5)  # Fewer padding columns.
 
 
@@ -110,10 +125,11 @@ def test_causal_encoder_serves_every_prefix_in_one_pass():
   model = _model(encoder="causal")
   codes, vectors, mask, targets = _inputs(num_targets=T)
   variables = _randomised(model, codes, vectors, mask, targets)
-  every = model.apply(variables, codes, vectors, mask, targets)
+  apply = _jitted(model)
+  every = apply(variables, codes, vectors, mask, targets)
   for t in range(T):  # Each prefix on its own, as a history that ends there.
     prefix = mask & (jnp.arange(T) <= t)[None, :]
-    alone = model.apply(variables, codes, vectors, prefix, targets[:, t : t + 1])
+    alone = apply(variables, codes, vectors, prefix, targets[:, t : t + 1])
     rows = np.asarray(mask[:, t])
     chex.assert_trees_all_close(every[rows, t], alone[rows, 0], atol=1e-5)
 
@@ -121,21 +137,20 @@ def test_causal_encoder_serves_every_prefix_in_one_pass():
 def test_bidirectional_encoder_refuses_targets_for_every_prefix():
   codes, vectors, mask, targets = _inputs(num_targets=T)
   with pytest.raises(ValueError, match="causal"):
-    _model().init(jax.random.key(0), codes, vectors, mask, targets)
+    jax.eval_shape(_model().init, jax.random.key(0), codes, vectors, mask, targets)
 
 
 def test_similarity_starts_as_plain_attention_and_then_matters():
   codes, vectors, mask, targets = _inputs()
   model, plain = _model(), _model(similarity=False)
   variables = jax.jit(model.init)(jax.random.key(1), codes, vectors, mask, targets)
+  apply = _jitted(model)
   params = {k: v for k, v in variables["params"].items() if k != "similarity_table"}
-  out = model.apply(variables, codes, vectors, mask, targets)
-  expected = plain.apply({"params": params}, codes, vectors, mask, targets)
+  out = apply(variables, codes, vectors, mask, targets)
+  expected = _jitted(plain)({"params": params}, codes, vectors, mask, targets)
   chex.assert_trees_all_close(out, expected, atol=1e-5)
-  table = jax.random.normal(jax.random.key(3), variables["params"]["similarity_table"].shape)
-  moved = model.apply(
-    {"params": params | {"similarity_table": table}}, codes, vectors, mask, targets
-  )
+  table = _randomised(model, codes, vectors, mask, targets)["params"]["similarity_table"]
+  moved = apply({"params": params | {"similarity_table": table}}, codes, vectors, mask, targets)
   assert float(jnp.max(jnp.abs(moved - expected))) > 1e-3
 
 
@@ -143,8 +158,9 @@ def test_position_within_the_history_matters():
   model = _model()
   codes, vectors, mask, targets = _inputs()
   variables = _randomised(model, codes, vectors, mask, targets)
-  logits = model.apply(variables, codes[:1], vectors[:1], mask[:1], targets[:1])
-  backwards = model.apply(variables, codes[:1, ::-1], vectors[:1, ::-1], mask[:1], targets[:1])
+  apply = _jitted(model)
+  logits = apply(variables, codes[:1], vectors[:1], mask[:1], targets[:1])
+  backwards = apply(variables, codes[:1, ::-1], vectors[:1, ::-1], mask[:1], targets[:1])
   assert float(jnp.max(jnp.abs(logits - backwards))) > 1e-3
 
 
@@ -154,22 +170,23 @@ def test_with_the_causal_encoder_a_target_can_tell_the_latest_item():
   model = _model(encoder="causal", num_encoder_layers=0)
   codes, vectors, mask, targets = _inputs(num_targets=T)
   variables = _randomised(model, codes, vectors, mask, targets)
+  apply = _jitted(model)
   table = jnp.zeros_like(variables["params"]["history_bias"]["table"])
   table = table.at[1 : L + 1].set(1e4)  # By distance: the L tokens before the target's first one.
   variables = {"params": variables["params"] | {"history_bias": {"table": table}}}
-  logits = model.apply(variables, codes, vectors, mask, targets)
+  logits = apply(variables, codes, vectors, mask, targets)
   for item in range(T):
-    other = model.apply(
+    other = apply(
       variables, codes.at[:, item].set((codes[:, item] + 1) % N), vectors, mask, targets
     )
     change = np.asarray(jnp.max(jnp.abs(other - logits)[:, :, 0], axis=(2, 3)))  # [B, T]
     moved = np.arange(T)[None, :] == item
     np.testing.assert_array_equal((change > 1e-3)[mask], np.broadcast_to(moved, (B, T))[mask])
   # A whole history, of two items and padding, as if its second item were all of it.
-  whole = model.apply(variables, codes, vectors, mask, targets[:, :1])[1]
+  whole = apply(variables, codes, vectors, mask, targets[:, :1])[1]
   row, item = slice(1, 2), slice(1, 2)
   inputs = codes[row, item], vectors[row, item], mask[row, item], targets[row, :1]
-  alone = model.apply(variables, *inputs)[0]
+  alone = apply(variables, *inputs)[0]
   chex.assert_trees_all_close(whole[0, 0], alone[0, 0], atol=1e-5)
 
 
