@@ -2,26 +2,31 @@
 
 python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 
-A run is its workdir, or its record: a .json of bbqrec_jax.record or of a table.
-The test knows how users differ, not how seeds do: two seeds of one setting may well differ by it.
+A run is its workdir, or its record: a .json of bbqrec_jax.record or of a table. In place of one, a
+folder has the workdirs or records of several seeds: RUN/SYSTEM, results/runs/DATASET/SYSTEM.
+
+The test over users, of each user's mean over seeds, does not know how seeds differ: two seeds of
+one setting may well differ by it. Where both have several seeds, Welch's t-test over the seeds'
+means stands beside it.
 """
 
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bbqrec_jax import metrics, run_record
 from bbqrec_jax.errors import UserError, exit_status
-from bbqrec_jax.ranks import KS, Run, load
+from bbqrec_jax.ranks import KS, Run, Seeds, load_seeds
 
 SIGNIFICANCE = 0.05  # As in the paper.
 
 
-def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
-  """Ranks of both runs, of the same users in the order of the first: two [U] arrays.
+def align(a: Run, b: Run) -> np.ndarray:
+  """The ranks of `b`, [U], in the order of the users of `a`.
 
   Users are matched by id; where one run is a record, which has a hash of the ids alone, both must
   have them in the same order. Runs without ids are taken to hold their users in the same order.
@@ -38,7 +43,7 @@ def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
     name = (a if a.users is None else b).name
     raise UserError(f"{name} has no user_ids in ranks.npz, the other run has; evaluate it again.")
   if a.users == b.users:
-    return a.ranks, b.ranks
+    return b.ranks
   others = f"{a.name} and {b.name} do not hold the same users, each once"
   if a.user_ids is None or b.user_ids is None:
     raise UserError(f"{others} and in the same order; compare runs on the same data.")
@@ -48,51 +53,70 @@ def align(a: Run, b: Run) -> tuple[np.ndarray, np.ndarray]:
     raise UserError(f"{others}; compare runs on the same data.")
   aligned = np.empty_like(b.ranks)
   aligned[order_a] = b.ranks[order_b]
-  return a.ranks, aligned
+  return aligned
 
 
 class Comparison(NamedTuple):
-  """One metric of two runs."""
+  """One metric of two runs, or of two settings with several seeds."""
 
-  a: float  # The means over users.
+  a: float  # The means over users and seeds.
   b: float
   difference: float  # b - a.
   p: float  # Of a paired t-test over users, two-sided.
+  p_seeds: float | None  # Of Welch's t-test over seeds; None where one has a single seed.
 
 
-def compare(a: Run, b: Run) -> dict[str, Comparison]:
+def compare(a: Seeds, b: Seeds) -> dict[str, Comparison]:
   """Metric ("recall@5" and so on) -> Comparison; raises UserError as `align` does."""
-  ranks_a, ranks_b = align(a, b)
-  compared = {}
-  for metric, per_user in (("recall", metrics.recall_per_user), ("ndcg", metrics.ndcg_per_user)):
-    for k in KS:
-      values_a, values_b = per_user(ranks_a, k), per_user(ranks_b, k)
-      test = metrics.paired_t_test(values_a, values_b)
-      compared[f"{metric}@{k}"] = Comparison(
-        float(values_a.mean()), float(values_b.mean()), float(test.mean_difference), float(test.p)
-      )
-  return compared
+  ranks_a, ranks_b = ([align(a.runs[0], run) for run in runs] for runs in (a.runs, b.runs))
+  names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in KS]
+  return {name: compare_ranks(ranks_a, ranks_b, name) for name in names}
 
 
-def table(a: Run, b: Run) -> str:
+def compare_ranks(a: Sequence[np.ndarray], b: Sequence[np.ndarray], metric: str) -> Comparison:
+  """One metric ("recall@5").
+
+  Args:
+    a, b: the ranks [U] of each seed, of the same users in the same order.
+  """
+  name, k = metric.split("@")
+  per_user = dict(recall=metrics.recall_per_user, ndcg=metrics.ndcg_per_user)[name]
+  values_a, values_b = (np.stack([per_user(x, int(k)) for x in ranks]) for ranks in (a, b))
+  test = metrics.paired_t_test(values_a.mean(axis=0), values_b.mean(axis=0))
+  return Comparison(
+    float(values_a.mean()),
+    float(values_b.mean()),
+    test.mean_difference,
+    test.p,
+    metrics.welch_p(values_a.mean(axis=1), values_b.mean(axis=1)),
+  )
+
+
+def table(a: Seeds, b: Seeds) -> str:
   """The comparison as text; raises UserError as `align` does."""
+  compared = compare(a, b)
+  with_seeds = min(len(a.runs), len(b.runs)) > 1
   lines = [
-    f"A = {a.name}, B = {b.name}; {len(a.ranks)} users",
-    f"{'metric':10}{'A':>10}{'B':>10}{'B - A':>10}{'p':>11}",
+    f"A = {a.name}, B = {b.name}; {len(a.runs[0].ranks)} users",
+    f"{'metric':10}{'A':>10}{'B':>10}{'B - A':>10}{'p':>11}" + "    p, seeds" * with_seeds,
   ]
-  for name, row in compare(a, b).items():
-    mark = " *" if row.p < SIGNIFICANCE else ""
-    lines.append(f"{name:10}{row.a:10.4f}{row.b:10.4f}{row.difference:+10.4f}{row.p:11.2g}{mark}")
-  return "\n".join([*lines, f"* p < {SIGNIFICANCE}, paired t-test over users, two-sided"])
+  for name, row in compared.items():
+    line = f"{name:10}{row.a:10.4f}{row.b:10.4f}{row.difference:+10.4f}{row.p:11.2g}"
+    line += " *" if row.p < SIGNIFICANCE else "  "
+    lines.append((line + (f"{row.p_seeds:10.2g}" if with_seeds else "")).rstrip())
+  lines.append(f"* p < {SIGNIFICANCE}, paired t-test over users, two-sided")
+  if with_seeds:
+    lines.append("p, seeds: Welch's t-test over the seeds' means, two-sided")
+  return "\n".join(lines)
 
 
-def record(a: Run, b: Run, split: str) -> dict:
+def record(a: Seeds, b: Seeds, split: str) -> dict:
   """The comparison and what made it, JSON-able; raises UserError as `align` does."""
   return dict(
     a=a.name,
     b=b.name,
     split=split,
-    num_users=len(a.ranks),
+    num_users=len(a.runs[0].ranks),
     metrics={name: row._asdict() for name, row in compare(a, b).items()},
     provenance=run_record.provenance(),
   )
@@ -101,7 +125,9 @@ def record(a: Run, b: Run, split: str) -> dict:
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit status."""
   parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.compare", description=__doc__)
-  parser.add_argument("run_a", metavar="RUN_A", help="workdir of a run, or its record")
+  parser.add_argument(
+    "run_a", metavar="RUN_A", help="workdir of a run, its record, or a folder of seeds"
+  )
   parser.add_argument("run_b", metavar="RUN_B", help="the run to compare with it")
   parser.add_argument("--split", choices=("valid", "test"), default="test")
   parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
@@ -110,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-  a, b = load(args.run_a, args.split), load(args.run_b, args.split)
+  a, b = load_seeds(args.run_a, args.split), load_seeds(args.run_b, args.split)
   print(table(a, b))
   if args.out:
     if not args.out.parent.is_dir():

@@ -116,6 +116,25 @@ def paired_t_test(per_user_a: np.ndarray, per_user_b: np.ndarray) -> PairedTest:
   )
 
 
+def welch_p(a: Sequence[float], b: Sequence[float]) -> float | None:
+  """p of Welch's two-sided t-test for different means, of samples that may vary differently.
+
+  Args:
+    a, b: one figure of each seed.
+
+  Returns:
+    None where one of them has fewer than two seeds; 1 where all figures are equal.
+  """
+  if min(len(a), len(b)) < 2:
+    return None
+  if np.ptp(a) == 0 and np.ptp(b) == 0:  # SciPy would divide by zero.
+    return 1.0 if a[0] == b[0] else 0.0
+  import scipy.stats  # As above.
+
+  of_a, of_b = ((np.mean(x), np.std(x, ddof=1), len(x)) for x in (a, b))
+  return float(scipy.stats.ttest_ind_from_stats(*of_a, *of_b, equal_var=False).pvalue)
+
+
 class CodeUsage(NamedTuple):
   """How a set of codes uses its codebook; fields as in `code_usage`."""
 

@@ -38,6 +38,38 @@ class Run(NamedTuple):
   users: str | None
 
 
+class Seeds(NamedTuple):
+  """The runs of one setting, a seed each; or a single run."""
+
+  name: str
+  runs: tuple[Run, ...]
+
+
+def load_seeds(path: str | os.PathLike, split: str) -> Seeds:
+  """Reads what one run left, or the runs of all seeds.
+
+  Args:
+    path: as for load(); or a folder with such workdirs or records, SEED or SEED.json.
+    split: "valid" or "test"; records have the latter alone.
+
+  Raises UserError as load() does.
+  """
+  path = pathlib.Path(path)
+  found = []
+  if os.path.isdir(path) and not os.path.isfile(path / "ranks.npz"):
+    found = [
+      child
+      for child in path.iterdir()
+      if child.stem.isdecimal() and (child.suffix == ".json" or child.is_dir())
+    ]
+  if not found:
+    run = load(path, split)
+    return Seeds(run.name, (run,))
+  found.sort(key=lambda child: int(child.stem))
+  name = f"{path.resolve().name}/{','.join(child.stem for child in found)}"
+  return Seeds(name, tuple(load(child, split) for child in found))
+
+
 def load(path: str | os.PathLike, split: str) -> Run:
   """Reads what a run left.
 
@@ -76,7 +108,8 @@ def _of_workdir(folder: pathlib.Path, split: str) -> Run:
   path = folder / "ranks.npz"
   if not os.path.isfile(path):
     raise UserError(
-      f"{path} does not exist; give the workdir of a run that has been evaluated, or its record."
+      f"{path} does not exist; give the workdir of a run that has been evaluated, its record, or a "
+      "folder of several by seed."
     )
   arrays = npz.read(path, (), "evaluate the run again")
   ranks, user_ids = arrays.get(split), arrays.get("user_ids")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from bbqrec_jax import compare, metrics
 from bbqrec_jax import ranks as ranks_lib
@@ -121,6 +122,12 @@ def test_a_record_compares_as_its_run_does(tmp_path, ranks, user_ids, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == expected.splitlines()[1:]
   assert compare.main(records) == 0
   assert "A = sasrec/3, B = tiger; 97 users" in capsys.readouterr().out
+  write_record(tmp_path / "sasrec" / "0.json", b)
+  assert compare.main([str(tmp_path / "sasrec"), records[1]]) == 0
+  text = capsys.readouterr().out
+  assert "A = sasrec/0,3, B = tiger; 97 users" in text
+  half = np.mean([x <= 10 for x in (far, np.maximum(1, ranks - 2))])
+  assert rows(text)["recall@10"][0][0] == pytest.approx(half, abs=5e-5)
 
 
 def test_a_record_that_cannot_be_compared_is_refused(tmp_path, ranks, user_ids, capsys):
@@ -143,6 +150,37 @@ def test_a_record_that_cannot_be_compared_is_refused(tmp_path, ranks, user_ids, 
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
   assert compare.main([record, record, "--split=valid"]) == 1
   assert "of the test split alone" in capsys.readouterr().err
+
+
+def test_a_folder_of_seeds_is_the_mean_of_its_users_and_its_seeds_are_tested_too(
+  tmp_path, ranks, user_ids, capsys
+):
+  rng = np.random.default_rng(1)
+  seeds = {
+    "a": [ranks, np.maximum(1, rng.permutation(ranks) - 2)],
+    "b": [np.maximum(1, ranks - n) for n in (1, 9, 4)],
+  }
+  for name, of_seeds in seeds.items():
+    for seed, found in enumerate(of_seeds):
+      order = rng.permutation(USERS)  # A run may have its users in any order.
+      write(tmp_path / name / f"{seed + 9}", found[order], user_ids[order])
+      (tmp_path / name / f"{seed + 9}.log").write_text("")  # A table's runs have one beside them.
+  assert compare.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={tmp_path}/ab.json"]) == 0
+  shown, record = capsys.readouterr().out, json.loads((tmp_path / "ab.json").read_text())
+  assert "A = a/9,10, B = b/9,10,11; 97 users" in shown and "p, seeds" in shown
+  hits = {name: np.array([x <= 10 for x in of_seeds], float) for name, of_seeds in seeds.items()}
+  of_users = scipy.stats.ttest_rel(hits["a"].mean(axis=0), hits["b"].mean(axis=0))
+  of_seeds = scipy.stats.ttest_ind(hits["a"].mean(axis=1), hits["b"].mean(axis=1), equal_var=False)
+  row = record["metrics"]["recall@10"]
+  assert row["a"] == pytest.approx(hits["a"].mean()) and row["b"] == pytest.approx(hits["b"].mean())
+  assert row["p"] == pytest.approx(of_users.pvalue)
+  assert row["p_seeds"] == pytest.approx(of_seeds.pvalue)
+  assert (
+    compare.main([str(tmp_path / "a"), str(tmp_path / "b" / "9"), f"--out={tmp_path}/ab.json"]) == 0
+  )
+  assert "seeds" not in capsys.readouterr().out
+  record = json.loads((tmp_path / "ab.json").read_text())
+  assert record["b"] == "b/9" and record["metrics"]["recall@10"]["p_seeds"] is None
 
 
 def test_ranks_survive_packing_as_far_as_metrics_see_them(ranks):

@@ -309,8 +309,8 @@ def test_damaged_bytes(finished, workdir):
   fuzz("semantic_ids.npz", workdir, lambda: semantic_ids.load(workdir), 60)
 
 
-def two_runs(workdir: pathlib.Path) -> list[compare.Run]:
-  return [compare.load(workdir, "test") for _ in range(2)]
+def two_runs(workdir: pathlib.Path) -> list[compare.Seeds]:
+  return [compare.load_seeds(workdir, "test") for _ in range(2)]
 
 
 RANKS = [  # (edit of the arrays, what is said)

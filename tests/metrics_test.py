@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.stats
 
 from bbqrec_jax import metrics
 
@@ -99,6 +100,14 @@ class PairedTTest(chex.TestCase):
   def test_users_must_be_paired(self):
     with self.assertRaisesRegex(ValueError, "U > 1"):
       metrics.paired_t_test(np.ones(3), np.ones(2))
+
+  def test_seeds_that_do_not_differ_are_a_constant_to_welchs_test(self):
+    seeds = [0.3, 0.5, 0.7]
+    one_sample = scipy.stats.ttest_1samp(seeds, 0.1).pvalue
+    self.assertAlmostEqual(metrics.welch_p([0.1] * 5, seeds), one_sample, places=12)
+    self.assertEqual(metrics.welch_p([0.1, 0.1], [0.1] * 3), 1.0)
+    self.assertEqual(metrics.welch_p([0.1, 0.1], [0.2] * 3), 0.0)
+    self.assertIsNone(metrics.welch_p([0.1], seeds))
 
 
 @pytest.mark.parametrize(

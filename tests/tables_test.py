@@ -115,6 +115,17 @@ def test_the_t_test_is_paired_by_user_over_the_mean_of_seeds(out):
   assert said in render.markdown(TABLE2, [make(out, "gru4rec", "sasrec", "bbqrec")])
 
 
+def test_several_seeds_of_both_are_tested_as_well(out):
+  write_record(out, "beauty", "sasrec", 1, better(some_ranks(8), 5))
+  grid = make(out, "gru4rec", "sasrec", "bbqrec")
+  test = row(grid, "BBQRec").tests[1]
+  of_bbqrec = [np.mean(better(some_ranks(seed), 7) <= 10) for seed in range(2)]
+  of_sasrec = [np.mean(better(some_ranks(seed), by) <= 10) for seed, by in ((0, 4), (8, 5))]
+  expected = scipy.stats.ttest_ind(of_bbqrec, of_sasrec, equal_var=False).pvalue
+  assert test.p_seeds == pytest.approx(expected)
+  assert f", p = {test.p:.2g} (seeds: {expected:.2g}) |" in render.markdown(TABLE2, [grid])
+
+
 @pytest.mark.parametrize(
   "changes",
   [dict(users="others"), dict(data=dict(table1=table_records.table1() | dict(items=98)))],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bbqrec_jax import compare
 from bbqrec_jax.tables.experiments import Column, Experiment
 from bbqrec_jax.tables.grids import Cell, Grid, Row
+from bbqrec_jax.tables.statistics import Test
 
 NOT_RUN = "not run"
 _MARKDOWN = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
@@ -80,6 +81,8 @@ def _test(row: Row, column: int) -> str:
     return ""
   test = row.tests[column]
   p = "users differ" if test.p is None else f"p = {test.p:.2g}"
+  if test.p_seeds is not None:
+    p += f" (seeds: {test.p_seeds:.2g})"
   return f"{test.gain:+.1%} of {test.against}, {p}"
 
 
@@ -96,7 +99,8 @@ def _remarks(grid: Grid) -> list[str]:
   if tested:
     lines.append(
       "p: two-sided t-test paired by user, of each user's mean over seeds; below "
-      f"{compare.SIGNIFICANCE} counts as significant. It does not know what other seeds change."
+      f"{compare.SIGNIFICANCE} counts as significant. It does not know what other seeds change; "
+      "behind `seeds:` stands, where both have several, the p of Welch's t-test over their means."
     )
   for row in grid.rows:
     lines += [f"\\* {row.label}: {remark}" for remark in row.remarks]
@@ -105,15 +109,15 @@ def _remarks(grid: Grid) -> list[str]:
 
 
 def csv_text(grids: Sequence[Grid]) -> str:
-  """A line for each cell: dataset, system, metric, mean, std, seeds, paper, best_other, gain, p."""
+  """A line for each cell: its value, the paper's, and the test where the row has one."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow("dataset system metric mean std seeds paper best_other gain p".split())
+  writer.writerow("dataset system metric mean std seeds paper best_other gain p p_seeds".split())
   for grid in grids:
     for row in grid.rows:
       for n, (column, cell) in enumerate(zip(grid.columns, row.cells)):
         value = cell.value or (None, None, 0)
-        test = row.tests.get(n, (None, None, None))
+        test = row.tests.get(n, (None,) * len(Test._fields))
         writer.writerow([grid.dataset, row.label, column.label, *value, cell.paper, *test])
   return text.getvalue()
 

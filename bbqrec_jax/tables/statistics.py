@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbqrec_jax import metrics, ranks
+from bbqrec_jax import compare, metrics, ranks
 
 
 class Value(NamedTuple):
@@ -30,32 +30,30 @@ class Test(NamedTuple):
 
   against: str  # The label of the other.
   gain: float  # Relative: 0.05 for 5 % more.
-  p: float | None  # None where the users are not the same.
-
-
-def per_user(found: Sequence[dict], metric: str) -> np.ndarray:
-  """[U] float64: a metric ("recall@5") of every user, the mean over the records' seeds."""
-  name, k = metric.split("@")
-  of_ranks = dict(recall=metrics.recall_per_user, ndcg=metrics.ndcg_per_user)[name]
-  of_runs = [ranks.unpack(record["test_ranks"]["packed"]) for record in found]
-  return np.mean([of_ranks(x, int(k)) for x in of_runs], axis=0)
+  p: float | None  # Over users; None where these are not the same.
+  p_seeds: float | None  # Over seeds; None where one of the two has a single seed.
 
 
 def test(ours: Sequence[dict], theirs: Sequence[dict], metric: str, against: str) -> Test:
-  """Whether `ours` is better: a two-sided t-test paired by user, of means over seeds.
+  """Whether `ours` is better, by the tests of bbqrec_jax/compare.py.
 
   Args:
     ours, theirs: records, at least one of each.
+    metric: of the test split ("recall@5").
     against: what to call `theirs`.
 
   Raises UserError if a record's ranks are damaged.
   """
-  means = [np.mean([record["test"][metric] for record in found]) for found in (ours, theirs)]
-  gain = float(means[0] / means[1] - 1) if means[1] else float("inf")
+  of_ours, of_theirs = ([record["test"][metric] for record in found] for found in (ours, theirs))
+  best = np.mean(of_theirs)
+  gain = float(np.mean(of_ours) / best - 1) if best else float("inf")
   if len({_users(record) for record in (*ours, *theirs)}) > 1:
-    return Test(against, gain, None)
-  a, b = per_user(theirs, metric), per_user(ours, metric)
-  return Test(against, gain, metrics.paired_t_test(a, b).p)
+    return Test(against, gain, None, metrics.welch_p(of_theirs, of_ours))
+  unpacked = (
+    [ranks.unpack(record["test_ranks"]["packed"]) for record in found] for found in (theirs, ours)
+  )
+  compared = compare.compare_ranks(*unpacked, metric)
+  return Test(against, gain, compared.p, compared.p_seeds)
 
 
 def _users(found: dict) -> tuple:
