@@ -12,8 +12,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit what the first pr
   os.environ["BBQREC_JAX_TESTS"] = _SHARED.name
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_SHARED.name, "compiled")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-  # Tests compile more than they compute: without it they take twice as long. 0: as users' runs do.
-  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # It reads the environment.
 import pytest
@@ -22,6 +20,14 @@ from tests import malformed
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+  """Quick tests compile more than they compute: with all optimizations they take twice as long."""
+  name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+  if config.option.markexpr == "not slow" and name not in os.environ:
+    os.environ[name] = "1"  # For the commands that tests start.
+    jax.config.update(name.lower(), True)
 
 
 @pytest.fixture
