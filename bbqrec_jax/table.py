@@ -161,12 +161,11 @@ def _is_recorded(path: pathlib.Path, run: dict, experiment: Experiment) -> bool:
   if not path.exists():
     return False
   record = records.read(path)
-  fits = {
-    "overrides": record["run"]["overrides"] == run["overrides"],
-    "tuned": records.has_tuned(record, run["tuned"]),
-  }
-  for key, what in (("overrides", "--overrides"), ("tuned", "tuned settings")):
-    if not fits[key]:
+  for key, what, fits in (
+    ("overrides", "--overrides", record["run"]["overrides"] == run["overrides"]),
+    ("tuned", "tuned settings", records.has_tuned(record, run["tuned"])),
+  ):
+    if not fits:
       raise UserError(
         f"{path} is a run with the {what} {record['run'][key]}, not {run[key]}; remove it, or give "
         "another --out and --workdir."
