@@ -78,12 +78,16 @@ def run(
   if "generator" in config.stages and not set(fields.WRITERS_OF_IDS) & set(config.stages):
     semantic_ids.load(workdir)  # Somebody else's, then; or there is no run.
   run_record.claim_workdir(workdir, config.to_dict(), dataset.fingerprint)
-  cache = None
-  if cache_folder and partition.is_main():
-    cache = stage_cache.StageCache(cache_folder, config.to_dict(), dataset.fingerprint)
-    cache.restore(workdir)
-  partition.barrier("workdir")  # What process 0 finds done below, the others find too.
-  return _run_stages(config, dataset, workdir, cache)
+  with contextlib.ExitStack() as stack:
+    cache = None
+    if partition.is_main() and not (workdir / RESULTS_FILE).exists():
+      run_record.resume(workdir)
+      if cache_folder:
+        cache = stage_cache.StageCache(cache_folder, config.to_dict(), dataset.fingerprint)
+        # Other processes would wait at the barrier, which has a limit.
+        stack.enter_context(cache).restore(workdir, waits=partition.is_alone())
+    partition.barrier("workdir")  # What process 0 finds done below, the others find too.
+    return _run_stages(config, dataset, workdir, cache)
 
 
 def _run_stages(
@@ -95,8 +99,6 @@ def _run_stages(
     _check_whole(results, results_path)
     print(f"All stages are done; {results_path} stands as it is.", flush=True)
     return results
-  if partition.is_main():
-    run_record.resume(workdir)
   records = {}
   (workdir / "stages").mkdir(exist_ok=True)
   with MetricWriter(workdir) as writer:

@@ -38,6 +38,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "ranks",
     "progress",
     "signals",
+    "file_lock",
   ),
   ("models", "decoding"),
   ("losses", "metrics"),

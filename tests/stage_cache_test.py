@@ -1,4 +1,7 @@
-"""Stages that runs share: what is taken is what would have been made, and nothing else is taken."""
+"""Stages that runs share: what is taken is what would have been made, and nothing else is taken.
+
+Of runs at the same time one makes what they share.
+"""
 
 import os
 import pathlib
@@ -153,9 +156,10 @@ def test_a_workdir_that_has_begun_goes_on_with_its_own(finished, cache, tmp_path
   for begun in ("checkpoints/tokenizer/3/state", "stages/tokenizer.json"):
     workdir = tmp_path / begun.split("/")[0]
     (workdir / begun).parent.mkdir(parents=True)
-    (workdir / begun).write_text("{}")
+    for name in (begun, "config.json"):
+      (workdir / name).write_text("{}")
     cache_of(finished.config, cache).restore(workdir)
-    assert names(workdir) == {begun}
+    assert names(workdir) == {begun, "config.json"}
 
 
 @pytest.mark.parametrize("moves", [0, 1])  # Nothing, or the checkpoints alone.
@@ -211,7 +215,7 @@ def test_a_run_that_was_begun_on_other_cpus_leaves_nothing(finished, tmp_path, m
   assert capsys.readouterr().err == ""
   main.run(finished.config, workdir, str(folder))
   said = f"num_cpus is 77 there and {run_record.num_cpus()} here"
-  assert said in capsys.readouterr().err and not folder.exists()
+  assert said in capsys.readouterr().err and not any(folder.iterdir())
   made = record.make_record(workdir)
   cpus = [made_by["num_cpus"] for made_by in (made["provenance"], *made["resumed"])]
   assert cpus == [77, run_record.num_cpus()]
@@ -237,3 +241,121 @@ def test_of_two_runs_that_keep_the_same_one_is_enough(finished, tmp_path, monkey
   assert capsys.readouterr().err == ""
   (entry,) = folder.iterdir()
   assert "stages/tokenizer.json" in names(entry)
+
+
+def during_waits(monkeypatch, *events) -> list:
+  """Has an event happen at each wait, in order; returns those that are still to come."""
+  left = list(events)
+  monkeypatch.setattr(stage_cache.time, "sleep", lambda seconds: left.pop(0)())
+  return left
+
+
+def nothing():
+  pass
+
+
+def test_a_run_waits_for_the_one_that_makes_what_it_needs(finished, tmp_path, monkeypatch, capsys):
+  folder = tmp_path / "cache"
+  first = cache_of(finished.config, folder)
+  first.restore(tmp_path)
+  left = during_waits(monkeypatch, nothing, lambda: first.keep(finished.workdir, "tokenizer"))
+  assert stages_taken(finished.config, folder, tmp_path / "second") >= {"tokenizer"}
+  assert not left
+  out = capsys.readouterr().out
+  assert out.count("tokenizer: another run is making it; this one waits for that.\n") == 1
+  assert [path.suffix for path in folder.iterdir()] == [""]  # The entry alone.
+
+
+def test_a_run_that_another_gives_up_for_makes_it_itself(finished, tmp_path, monkeypatch):
+  folder, other = tmp_path / "cache", smoke_run.make_config(seed=1)
+  with cache_of(finished.config, folder) as first:
+    first.restore(tmp_path)
+    assert stages_taken(other, folder, tmp_path / "other") == set()  # Waits for nothing.
+    second = cache_of(finished.config, folder)
+    left = during_waits(monkeypatch, nothing, lambda: first.__exit__(None, None, None))
+    second.restore(tmp_path)
+    assert not left
+  during_waits(monkeypatch, lambda: second.keep(finished.workdir, "tokenizer"))
+  assert stages_taken(finished.config, folder, tmp_path / "third") >= {"tokenizer"}
+
+
+def test_what_was_made_just_before_the_lock_was_had_is_taken(finished, tmp_path, monkeypatch):
+  folder = tmp_path / "cache"
+  first, second = (cache_of(finished.config, folder) for _ in range(2))
+  first.restore(tmp_path)
+  acquire = stage_cache.FileLock.acquire
+
+  def late(lock):
+    monkeypatch.undo()
+    first.keep(finished.workdir, "tokenizer")
+    return acquire(lock)
+
+  monkeypatch.setattr(stage_cache.FileLock, "acquire", late)
+  workdir = tmp_path / "workdir"
+  workdir.mkdir()
+  second.restore(workdir)
+  assert (workdir / "stages" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("resumed", [[], [{}]])  # Under other conditions it would keep nothing.
+def test_a_run_that_goes_on_is_waited_for_as_well(finished, tmp_path, monkeypatch, resumed):
+  folder, workdir = tmp_path / "cache", tmp_path / "first"
+  (workdir / "checkpoints").mkdir(parents=True)
+  run_record.write_json(workdir / "config.json", dict(resumed=resumed))
+  first = cache_of(finished.config, folder)
+  first.restore(workdir)
+  waits = [] if resumed else [lambda: first.keep(finished.workdir, "tokenizer")]
+  left = during_waits(monkeypatch, *waits)
+  taken = stages_taken(finished.config, folder, tmp_path / "second")
+  assert not left and ("tokenizer" in taken) == (not resumed)
+
+
+def test_a_run_that_must_not_wait_does_not(finished, tmp_path, monkeypatch):
+  first, second = (cache_of(finished.config, tmp_path / "cache") for _ in range(2))
+  first.restore(tmp_path)
+  during_waits(monkeypatch)
+  second.restore(tmp_path, waits=False)
+  second.keep(finished.workdir, "tokenizer")  # Does not end what the first has.
+  first.keep(finished.workdir, "tokenizer")
+
+
+def test_where_locks_are_not_to_be_had_nobody_waits(finished, tmp_path, monkeypatch):
+  def fail(lock):
+    raise OSError(37, "No locks available")
+
+  monkeypatch.setattr(stage_cache.FileLock, "acquire", fail)
+  during_waits(monkeypatch)
+  for name in ("first", "second"):
+    assert stages_taken(finished.config, tmp_path / "cache", tmp_path / name) == set()
+
+
+def test_of_several_stages_each_is_waited_for(tmp_path, monkeypatch, capsys):
+  """LETTER's: the second run shares two of the first's three stages, the third one of them."""
+
+  def make_cache(**changes):
+    config = systems.load_module("letter").get_config("smoke")
+    config.update_from_flattened_dict(changes)
+    return stage_cache.StageCache(tmp_path / "cache", config.to_dict(), "0" * 64)
+
+  def keep(stage):
+    path = workdir / "stages" / f"{stage}.json"
+    path.parent.mkdir(exist_ok=True)
+    run_record.write_json(path, {})
+    first.keep(workdir, stage)
+
+  workdir = tmp_path / "first"
+  workdir.mkdir()
+  run_record.write_json(workdir / "config.json", {})
+  first = make_cache()
+  first.restore(workdir)
+  changes = ({"generator.temperature": 0.5}, {"rqvae.alignment_weight": 0.5})
+  second, third = (make_cache(**change) for change in changes)
+  left = during_waits(monkeypatch, nothing, lambda: keep("ranker"))
+  third.restore(tmp_path / "third")
+  assert not left
+  left = during_waits(monkeypatch, nothing, lambda: keep("rqvae"))
+  second.restore(tmp_path / "second")
+  assert not left
+  for name, stages in (("second", {"ranker", "rqvae"}), ("third", {"ranker"})):
+    assert {path.stem for path in (tmp_path / name / "stages").iterdir()} == stages
+  assert capsys.readouterr().out.count("rqvae: another run is making it") == 1
