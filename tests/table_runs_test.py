@@ -15,7 +15,7 @@ import pytest
 from bbqrec_jax import table
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.ranks import unpack
-from bbqrec_jax.tables import experiments, records, runs, systems
+from bbqrec_jax.tables import experiments, records, runs, systems, watch
 from tests import table_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -248,6 +248,13 @@ def test_a_command_that_fails_ends_its_job(tmp_path):
 def test_a_terminals_ctrl_c_reaches_no_run_by_itself(tmp_path):
   source = "import os; print(os.getsid(0) == os.getpid())"
   assert next(runs.execute([job(tmp_path, "a", source)])).said == "True"
+
+
+def test_what_a_run_says_is_shown_while_it_goes_on(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
+  source = "import time; print('1/2 steps', flush=True); time.sleep(1); print('2/2 steps')"
+  assert next(runs.execute([job(tmp_path, "a", source)])).said == "2/2 steps"
+  assert "a: 1/2 steps\n" in capsys.readouterr().err
 
 
 def test_a_signal_stops_all_runs_once_and_starts_no_more(tmp_path):

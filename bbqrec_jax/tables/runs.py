@@ -16,6 +16,7 @@ from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.signals import Deferred
 from bbqrec_jax.tables import systems
 from bbqrec_jax.tables.systems import System
+from bbqrec_jax.tables.watch import Watch, last_line
 
 PYTHON = (sys.executable, "-m")  # In front of a module's name.
 _POLL_SECONDS = 0.2
@@ -167,7 +168,7 @@ def devices() -> list[str]:
 
 
 def execute(jobs: Sequence[Job], at_once: int | None = None) -> Iterator[Outcome]:
-  """Runs the jobs and gives how each ended, as soon as it has.
+  """Runs the jobs and gives how each ended, as soon as it has; shows how they go on, on stderr.
 
   Args:
     at_once: how many run at the same time, each with a GPU of its own as far as there are; a run
@@ -181,12 +182,17 @@ def execute(jobs: Sequence[Job], at_once: int | None = None) -> Iterator[Outcome
   shares = gpus if gpus and at_once > 1 else [None]
   free = [shares[n % len(shares)] for n in range(at_once)]
   waiting, running = list(jobs), []
-  with Deferred("Stopping all runs; Ctrl-C does not wait for them.") as signals:
+  message = "Stopping all runs; Ctrl-C does not wait for them."
+  with Watch() as watch, Deferred(message) as signals:
     try:
       while waiting or running:
         while waiting and free and not signals.signum:
           running.append(_Running(waiting.pop(0), free.pop(0)))
         time.sleep(_POLL_SECONDS)
+        if signals.signum:
+          watch.leave()
+        else:
+          watch.show({run.job.name: run.job.log for run in running})
         for run in list(running):
           if signals.signum:
             run.stop()
@@ -198,6 +204,7 @@ def execute(jobs: Sequence[Job], at_once: int | None = None) -> Iterator[Outcome
           if outcome.status in _SIGNALLED and not signals.signum:
             signals.signum = outcome.status - 128
           if not signals.signum:
+            watch.clear()
             yield outcome
         if signals.signum and not running:
           raise Stopped("all runs are saved", signals.signum)
@@ -241,12 +248,9 @@ class _Running:
     return True
 
   def outcome(self) -> Outcome:
-    lines = self.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.strip()] or [""]
     status = self._process.returncode
-    if status < 0:  # Killed.
-      said = [f"killed by signal {-status}"]
-    return Outcome(self.job, status, time.perf_counter() - self._started, said[-1])
+    said = last_line(self.job.log) if status >= 0 else f"killed by signal {-status}"
+    return Outcome(self.job, status, time.perf_counter() - self._started, said)
 
   def stop(self) -> None:
     if not self._stopped:
