@@ -1,6 +1,7 @@
 """What stands on a screen while runs go on, and what a file gets."""
 
 import io
+import os
 import re
 import shutil
 import sys
@@ -46,7 +47,7 @@ def screen(text: str) -> list[str]:
 def test_a_terminal_shows_the_last_lines_and_nothing_of_before(tmp_path, monkeypatch, clock):
   terminal = Terminal()
   monkeypatch.setattr(sys, "stderr", terminal)
-  monkeypatch.setattr(shutil, "get_terminal_size", lambda: types.SimpleNamespace(columns=12))
+  monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((12, 6)))
   logs = {name: tmp_path / name for name in ("first", "second")}
   for log in logs.values():
     log.write_text("$ python\n1/9 steps\n\n")
@@ -62,6 +63,10 @@ def test_a_terminal_shows_the_last_lines_and_nothing_of_before(tmp_path, monkeyp
     shown.show(logs)
     two[2] = "  012345678"
     assert screen(terminal.getvalue()) == two
+    logs["second"].write_text("2/9 steps")
+    shown.show(logs)  # Not yet, again.
+    assert screen(terminal.getvalue()) == two
+    logs["second"].write_text("1/9 steps")
     shown.clear()
     terminal.write("first is done\n")
     assert screen(terminal.getvalue()) == ["before", "first is done", ""]
@@ -80,6 +85,17 @@ def test_a_terminal_is_clear_in_the_end(tmp_path, monkeypatch, clock):
   with watch.Watch() as shown:
     shown.show({"a": tmp_path / "log"})
     assert screen(terminal.getvalue()) == ["a", "  ", ""]
+  assert screen(terminal.getvalue()) == [""]
+
+
+def test_more_runs_than_a_terminal_has_lines(tmp_path, monkeypatch, clock):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, "stderr", terminal)
+  monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 4)))
+  (tmp_path / "log").write_text("said")
+  with watch.Watch() as shown:
+    shown.show(dict.fromkeys("abc", tmp_path / "log"))
+    assert screen(terminal.getvalue()) == ["a", "  said", "b", ""]  # None has left at the top.
   assert screen(terminal.getvalue()) == [""]
 
 

@@ -36,17 +36,18 @@ class Watch:
     now = time.monotonic()
     if now - self._shown < (_DRAW_SECONDS if self._is_terminal else LINE_SECONDS):
       return
-    self._shown = now
     said = [(name, last_line(log)) for name, log in logs.items()]
     if not self._is_terminal:
       for name, line in said:
         print(f"{name}: {line}", file=sys.stderr, flush=True)
-      return
-    self.clear()
-    width = shutil.get_terminal_size().columns - 1  # A line that is full may wrap.
-    lines = [line[:width] for name, last in said for line in (name, f"  {last}")]
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
-    self._height = len(lines)
+    else:
+      self.clear()
+      columns, rows = shutil.get_terminal_size()
+      lines = [line for name, last in said for line in (name, f"  {last}")][: rows - 1]
+      for line in lines:
+        print(line[: columns - 1], file=sys.stderr, flush=True)  # One that is full may wrap.
+      self._height = len(lines)
+    self._shown = now
 
   def clear(self) -> None:
     """Takes what stands on the terminal away; the next show() writes at once."""
