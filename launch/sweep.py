@@ -47,7 +47,7 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
   chosen = [system for system in _SYSTEMS if system.name in names]
   data = runs.data_of(args.dataset, args.root)
   runs.check_changes(args.overrides, data[0], chosen)
-  trials = {system.name: trials_of(system) for system in chosen}
+  trials = {system.name: tuning.trials_of(system) for system in chosen}
   check_budget(trials)
   states, jobs, places, done = {}, [], {}, 0
   for system in chosen:
@@ -83,16 +83,6 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
     if state["choice"] is not None:
       print(f"{name}: {' '.join(systems.as_text(state['choice'])) or 'nothing to choose'}")
   return failed
-
-
-def trials_of(system: System) -> list[dict]:
-  """The overrides of each trial; raises UserError where the config says nothing of them."""
-  module = systems.load_module(system.config)
-  if not hasattr(module, "sweep"):
-    raise UserError(f"configs/{system.config}.py has no sweep().")
-  trials = []
-  module.sweep(lambda **overrides: trials.append(overrides))
-  return trials
 
 
 def check_budget(trials: dict[str, list[dict]]) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bbqrec_jax.errors import UserError
-from bbqrec_jax.tables import runs, systems
+from bbqrec_jax.tables import runs, systems, tuning
 from configs import common
 from tests import table_records
 
@@ -47,7 +47,7 @@ def tuned(tmp_path) -> dict:
 
 
 def test_every_system_has_a_sweep_of_the_same_budget_and_of_fields_that_it_has(sweep):
-  trials = {s.name: sweep.trials_of(s) for s in (*systems.BASELINES, systems.BBQREC)}
+  trials = {s.name: tuning.trials_of(s) for s in (*systems.BASELINES, systems.BBQREC)}
   sweep.check_budget(trials)
   assert {name for name, of_system in trials.items() if not of_system} == {"popularity"}
   for system in (*systems.BASELINES, systems.BBQREC):

@@ -120,7 +120,8 @@ def test_a_record_of_other_settings_is_not_taken_for_this_one(tmp_path, fake, ca
 def test_what_was_tuned_is_used_and_variants_keep_their_own(tmp_path, fake):
   path = tmp_path / "out" / "tuning" / "synthetic" / "bbqrec.json"
   path.parent.mkdir(parents=True)
-  path.write_text(json.dumps(dict(choice={"generator.model.dropout_rate": 0.2})))
+  choice = {"generator.model.dropout_rate": 0.2}
+  path.write_text(json.dumps(dict(choice=choice, trials=[])))
   names = "--systems=bbqrec,bbqrec_no_similarity"
   assert command(tmp_path, names, "--experiment=table4") == 0
   for line, arg in zip(started(fake), ("no_similarity ", "synthetic "), strict=True):
@@ -153,7 +154,7 @@ def test_a_record_fits_what_was_tuned_if_its_config_has_it(
   )  # fmt: skip
   path = tmp_path / "out" / "tuning" / "synthetic" / "sasrec.json"
   path.parent.mkdir(parents=True)
-  path.write_text(json.dumps(dict(choice=choice)))
+  path.write_text(json.dumps(dict(choice=choice, trials=[])))
   assert command(tmp_path, "--systems=sasrec") == (0 if fits else 1)
   if not fits:
     assert "is a run with the tuned settings" in capsys.readouterr().err

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bbqrec_jax import metrics, table
+from bbqrec_jax import metrics, run_record, table
+from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import (
   experiments,
   figures,
@@ -19,6 +20,7 @@ from bbqrec_jax.tables import (
   render,
   statistics,
   systems,
+  tuning,
 )
 from tests import table_records
 from tests.table_records import some_ranks, write_record
@@ -160,6 +162,34 @@ def test_a_changed_or_tuned_run_is_marked_and_the_data_are_described(out):
   assert "| BBQRec |" in text
   assert "* Data: 211 users, 97 items, 1,009 interactions.\n" in text
   assert "* Data: text of 89 items (text_a.npy).\n" in text
+
+
+def test_it_is_said_how_many_trials_each_system_has_had(out):
+  chosen = ("popularity", "gru4rec", "sasrec", "tiger", "bbqrec")
+  valid = {"ndcg@10": 0.5}
+  for name, trials in (("gru4rec", [valid] * 4), ("tiger", [valid, None, None, None])):
+    state = dict(choice=None, trials=[dict(valid=trial) for trial in trials])
+    run_record.write_output(tuning_path(out, name), state)
+  lines = render.markdown(TABLE2, [make(out, *chosen)]).splitlines()
+  assert [line for line in lines if line.startswith("* Tuning")] == [
+    "* Tuning: 4 of 4 trials: GRU4Rec.",
+    "* Tuning: 1 of 4 trials: TIGER.",
+    "* Tuning: 0 of 4 trials: SASRec, BBQRec.",  # Popularity has nothing to choose.
+  ]
+  table3 = experiments.EXPERIMENTS["table3"]
+  text = render.markdown(table3, [make(out, *table3.systems, experiment=table3)])
+  assert text.count("* Tuning: 0 of 4 trials: BBQRec.\n") == text.count("* Tuning") == 1
+  text = render.markdown(TABLE5, [make(out, *TABLE5.systems, dataset="toys", experiment=TABLE5)])
+  assert "Tuning" not in text
+  tuning_path(out, "tiger").write_text('{"choice": null, "trials": [1]}')
+  with pytest.raises(UserError, match=r"tiger\.json is damaged, its trials cannot be read"):
+    make(out, *chosen)
+
+
+def tuning_path(out, name: str):
+  path = tuning.path(out, "beauty", name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path
 
 
 def test_a_run_of_the_earlier_causal_model_is_marked(out):

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bbqrec_jax.tables import records, statistics, systems
+from bbqrec_jax.tables import records, statistics, systems, tuning
 from bbqrec_jax.tables.experiments import Column, Experiment
 from bbqrec_jax.tables.statistics import Test, Value
 
@@ -31,6 +31,7 @@ class Grid(NamedTuple):
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
   data: tuple[str, ...]  # What the runs learnt from, in words.
+  tuning: tuple[str, ...]  # How many trials the systems have had, in words.
   missing: tuple[str, ...]  # Runs that have no record, in words.
 
 
@@ -47,9 +48,9 @@ def make(
     chosen: names of the systems; rows of others are left out.
     num_seeds: how many there should be: what is missing of the first so many is named, and what is
       there beyond them counts too.
-    out: the folder that holds `runs`.
+    out: the folder that holds `runs` and `tuning`.
 
-  Raises UserError if a record is damaged.
+  Raises UserError if a file of them is damaged.
   """
   recorded = {name: records.read_all(out, dataset, name) for name in experiment.systems}
   found = {
@@ -93,6 +94,7 @@ def make(
     experiment.columns,
     tuple(rows),
     tuple(_data(of_labels)),
+    tuple(_tuning(experiment, names, dataset, out)),
     tuple(_missing(names, recorded, found, num_seeds)),
   )
 
@@ -183,6 +185,20 @@ def _features(record: dict) -> str:
       name = f" ({pathlib.PurePath(files[modality]).name})" if files.get(modality) else ""
       features.append(f"{modality} of {counts[key]:,} items{name}")
   return " and ".join(features) or "ids alone"
+
+
+def _tuning(experiment: Experiment, names: Sequence[str], dataset: str, out) -> Iterator[str]:
+  """The trials of each system that has something to choose, where the table is of metrics."""
+  if not any("@" in column.quantity for column in experiment.columns):
+    return
+  labels = {}  # (trials made, trials in all) -> systems; a variant has those of its system.
+  for config in dict.fromkeys(systems.SYSTEMS[name].config for name in names):
+    system = systems.SYSTEMS[config]
+    count = (tuning.num_made(out, dataset, system), len(tuning.trials_of(system)))
+    labels.setdefault(count, []).append(system.label)
+  for (made, budget), of_count in sorted(labels.items(), reverse=True):
+    if budget:
+      yield f"{made} of {budget} trials: {', '.join(of_count)}"
 
 
 def _missing(names: Sequence[str], recorded, found, num_seeds: int) -> list[str]:

@@ -25,7 +25,8 @@ def markdown(experiment: Experiment, grids: Sequence[Grid]) -> str:
       "",
     ]
   for grid in grids:
-    remarks = [*(f"Data: {line}." for line in grid.data), *_remarks(grid)]
+    remarks = [*(f"Data: {line}." for line in grid.data)]
+    remarks += [*(f"Tuning: {line}." for line in grid.tuning), *_remarks(grid)]
     lines += [f"## {grid.dataset}", "", *_table(grid), ""]
     lines += [*(f"* {remark}" for remark in remarks), ""] if remarks else []
   return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What launch/sweep.py has chosen for a system: OUT/tuning/DATASET/SYSTEM.json."""
+"""What launch/sweep.py tries and has chosen for a system: OUT/tuning/DATASET/SYSTEM.json."""
 
 import pathlib
 
@@ -11,6 +11,28 @@ FOLDER = "tuning"
 
 def path(out: pathlib.Path, dataset: str, config: str) -> pathlib.Path:
   return out / FOLDER / dataset / f"{config}.json"
+
+
+def trials_of(system: systems.System) -> list[dict]:
+  """The overrides of each trial; raises UserError where the config says nothing of them."""
+  module = systems.load_module(system.config)
+  if not hasattr(module, "sweep"):
+    raise UserError(f"configs/{system.config}.py has no sweep().")
+  trials = []
+  module.sweep(lambda **overrides: trials.append(overrides))
+  return trials
+
+
+def num_made(out: pathlib.Path, dataset: str, system: systems.System) -> int:
+  """How many of a system's trials have been made; raises UserError if the file is damaged."""
+  tuned = path(out, dataset, system.config)
+  if not tuned.exists():
+    return 0
+  trials = run_record.read_json(tuned, ("trials",))["trials"]
+  try:
+    return sum(trial["valid"] is not None for trial in trials)
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{tuned} is damaged, its trials cannot be read; make it again.") from error
 
 
 def choice(out: pathlib.Path, dataset: str, system: systems.System) -> tuple[str, ...]:
