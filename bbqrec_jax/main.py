@@ -70,6 +70,7 @@ def run(
       where that can be seen then; the workdir is not made for a run that cannot start.
   """
   validate.check_config(config.to_dict())
+  made_by = run_record.provenance()  # Of the sources as they are now; they may change meanwhile.
   print(f"Devices: {', '.join(str(device) for device in jax.devices())}", flush=True)
   partition.Partition(**config.parallel)  # Says early what does not fit.
   dataset = load_dataset(config)
@@ -87,11 +88,15 @@ def run(
         # Other processes would wait at the barrier, which has a limit.
         stack.enter_context(cache).restore(workdir, waits=partition.is_alone())
     partition.barrier("workdir")  # What process 0 finds done below, the others find too.
-    return _run_stages(config, dataset, workdir, cache)
+    return _run_stages(config, dataset, workdir, cache, made_by)
 
 
 def _run_stages(
-  config, dataset: Dataset, workdir: pathlib.Path, cache: stage_cache.StageCache | None
+  config,
+  dataset: Dataset,
+  workdir: pathlib.Path,
+  cache: stage_cache.StageCache | None,
+  made_by: dict,
 ) -> dict:
   results_path = workdir / RESULTS_FILE
   if results_path.exists():
@@ -133,7 +138,7 @@ def _run_stages(
       fingerprint=dataset.fingerprint,
       table1=statistics.statistics(dataset)._asdict(),
     ),
-    provenance=run_record.provenance(),
+    provenance=made_by | dict(date=run_record.now()),
   )
   _check_whole(results, workdir / "stages")
   if partition.is_main():

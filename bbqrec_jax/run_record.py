@@ -114,7 +114,7 @@ def provenance() -> dict[str, Any]:
   return {
     **_git_state(),
     "command": _command(),
-    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "date": now(),
     "sources": _digest_of_sources(),
     "versions": versions,
     "platform": platform.platform(),
@@ -124,6 +124,11 @@ def provenance() -> dict[str, Any]:
     "num_cpus": num_cpus(),
     "num_processes": jax.process_count(),
   }
+
+
+def now() -> str:
+  """The date and time, UTC."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def num_cpus() -> int:

@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-from bbqrec_jax import main, metrics, partition, validate
+from bbqrec_jax import main, metrics, partition, run_record, validate
 from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.tables import systems
+from bbqrec_jax.trainers import counts as counting
 from tests import smoke_run
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -52,6 +54,21 @@ def test_results_say_what_was_reached_and_how(finished):
   assert results["codebook"]["num_items"] == 69
   assert results["data"]["table1"]["users"] == 150
   assert {"commit", "command", "date", "versions", "num_devices"} <= set(results["provenance"])
+
+
+def test_what_changes_while_a_run_goes_on_did_not_make_it(tmp_path, monkeypatch):
+  train, sources = counting.train, run_record.provenance()["sources"]
+
+  def change(*args):
+    monkeypatch.setattr(run_record, "_PACKAGE", tmp_path)  # As a `git pull` would.
+    monkeypatch.setattr(run_record, "now", lambda: "later")
+    assert run_record.provenance()["sources"] != sources
+    return train(*args)
+
+  monkeypatch.setattr(counting, "train", change)
+  main.run(systems.load_config("popularity", "smoke"), tmp_path / "run")
+  provenance = run_record.read_json(tmp_path / "run" / "results.json")["provenance"]
+  assert provenance["sources"] == sources and provenance["date"] == "later"
 
 
 def test_the_popularity_baseline_is_a_count(finished):
