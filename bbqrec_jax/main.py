@@ -85,7 +85,7 @@ def run(
       run_record.resume(workdir)
       if cache_folder:
         cache = stage_cache.StageCache(cache_folder, config.to_dict(), dataset.fingerprint)
-        # Other processes would wait at the barrier, which has a limit.
+        # Of many processes none waits: the others would hang in the barrier meanwhile.
         stack.enter_context(cache).restore(workdir, waits=partition.is_alone())
     partition.barrier("workdir")  # What process 0 finds done below, the others find too.
     return _run_stages(config, dataset, workdir, cache, made_by)
