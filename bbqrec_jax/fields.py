@@ -226,6 +226,7 @@ _RQVAE = Section(
       given=("num_items", "feature_dims", *_OF_FLAX),
     ),
     number_collisions=FLAG,
+    quantization_reduction=OneOf(rqvae.REDUCTIONS),
     commitment_weight=_WEIGHT,
     alignment_weight=_WEIGHT,
     diversity_weight=_WEIGHT,

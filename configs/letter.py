@@ -4,9 +4,10 @@ python -m bbqrec_jax.main --config=configs/letter.py:data=beauty --workdir=runs/
 
 Wang et al. 2024 (arXiv:2405.07314), in three stages: SASRec, whose item vectors the RQ-VAE's
 latents are aligned with (bbqrec_jax/trainers/rqvae.py); the RQ-VAE; and the generator, whose loss
-has a temperature (losses.semantic_id_loss). Arguments as of configs/tiger.py; weights, temperature,
-clusters, four levels and SASRec's 32 dimensions are those of the published program. Items that
-still share their codes share a semantic ID, as they do there, and are ranked by popularity.
+has a temperature (losses.semantic_id_loss). Arguments as of configs/tiger.py; four levels and
+SASRec's 32 dimensions are those of the published program; weights, clusters and temperature are
+what its authors name as best. Items that still share their codes share a semantic ID, as they do
+there, and are ranked by popularity.
 """
 
 from configs import common, sasrec, tiger
@@ -24,6 +25,7 @@ def get_config(arg: str = ""):
   config.ranker = ranker
   config.rqvae.update(
     number_collisions=False,
+    quantization_reduction="mean",  # The program's, for which these weights are meant.
     alignment_weight=0.02,  # alpha.
     diversity_weight=1e-4,  # beta.
   )

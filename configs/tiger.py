@@ -50,6 +50,7 @@ def make_config(arg: config_dict.ConfigDict) -> config_dict.ConfigDict:
       dtype=dtype,
     ),
     number_collisions=True,  # One more level, which tells items of equal codes apart.
+    quantization_reduction="sum",  # Of its losses over levels and dimensions; or "mean".
     commitment_weight=0.25,
     alignment_weight=0.0,  # LETTER's alpha.
     diversity_weight=0.0,  # LETTER's beta.

@@ -92,7 +92,9 @@ def test_one_modality_is_needed():
     model.init(jax.random.key(0), None, {}, {})
 
 
-def loss(params, alignment_weight=0.0, diversity_weight=0.0, items=None, axis_name=None):
+def loss(
+  params, alignment_weight=0.0, diversity_weight=0.0, items=None, axis_name=None, reduction="sum"
+):
   model, _, constants, batch, _ = built()
   if items is not None:
     batch = ({"history": items[None, :, None]},)
@@ -100,6 +102,7 @@ def loss(params, alignment_weight=0.0, diversity_weight=0.0, items=None, axis_na
   return rqvae.loss_fn(
     model, params, batch, constants, jax.random.key(3), extra(clusters), commitment_weight=0.25,
     alignment_weight=alignment_weight, diversity_weight=diversity_weight, axis_name=axis_name,
+    quantization_reduction=reduction,
   )  # fmt: skip
 
 
@@ -127,6 +130,20 @@ def test_the_loss_is_the_sum_of_its_terms_over_items_alone():
   np.testing.assert_allclose(terms["alignment"], aligned, rtol=1e-5)
   expected = terms["recon"] + 1.25 * terms["codebook"] + 0.3 * aligned + 0.2 * terms["diversity"]
   np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_the_mean_over_levels_and_dimensions_weighs_the_quantizer_less_and_nothing_else():
+  _, params, _, _, _ = built()
+  summed, meant = (loss(params, 0.3, 0.2, reduction=reduction) for reduction in rqvae.REDUCTIONS)
+  quantized, items = outputs()[1].quantized, [0, 1, 2, 3, 5]
+  gap = np.mean(
+    (quantized.residuals - quantized.embeds)[items] ** 2
+  )  # Of each level and dimension.
+  for name in ("codebook", "commitment"):
+    np.testing.assert_allclose(meant[1][0][name], gap, rtol=1e-5)
+  for name in ("recon", "alignment", "diversity"):
+    assert meant[1][0][name] == summed[1][0][name]
+  np.testing.assert_allclose(summed[0] - meant[0], 1.25 * gap * (L * D - 1), rtol=1e-4)
 
 
 def test_alignment_moves_the_encoder_and_diversity_the_codebooks():
@@ -200,6 +217,7 @@ def test_letter_without_its_terms_is_tiger_bit_for_bit(tokenized, tmp_path):
   config = small(
     letter.get_config("smoke"),
     **{"rqvae.alignment_weight": 0.0, "rqvae.diversity_weight": 0.0},
+    **{"rqvae.quantization_reduction": "sum"},
     **{"num_levels": 3, "rqvae.number_collisions": True},
   )
   same_record, same_ids = train(config, tmp_path)

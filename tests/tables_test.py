@@ -206,6 +206,18 @@ def test_a_run_of_the_earlier_causal_model_is_marked(out):
   assert len(remarks) == 1 and "seed 1: by an earlier" in remarks[0]
 
 
+def test_a_run_of_the_earlier_letter_is_marked(out):
+  for name, seed, rqvae in (
+    ("letter", 0, dict(alignment_weight=0.02, quantization_reduction="mean")),
+    ("letter", 1, dict(alignment_weight=0.02)),
+    ("tiger", 0, dict(alignment_weight=0.0)),
+  ):
+    write_record(out, "beauty", name, seed, some_ranks(seed), config=dict(rqvae=rqvae, data={}))
+  text = render.markdown(TABLE2, [make(out, "tiger", "letter")])
+  remarks = [line for line in text.splitlines() if ": by an earlier" in line]
+  assert len(remarks) == 1 and remarks[0].startswith("* \\* LETTER: seed 1: by an earlier LETTER")
+
+
 def test_seeds_of_different_settings_are_told_apart(out):
   changes = ([], ["cpu"], ["cpu"], ["cpu", "ranker.num_epochs=3"])
   for seed, overrides in enumerate(changes):

@@ -19,8 +19,8 @@ class Model(nn.Module):
   """An encoder and a decoder with a residual quantizer between them.
 
   Rajput et al. 2023 (TIGER, arXiv:2305.05065), section 3.1: hidden layers 512, 256, 128 and
-  latents of 32 dimensions. Wang et al. 2024 (LETTER, arXiv:2405.07314) has the same network with
-  further losses: trainers/rqvae.py.
+  latents of 32 dimensions. Wang et al. 2024 (LETTER, arXiv:2405.07314) adds losses to it:
+  trainers/rqvae.py.
 
   An item without the modality takes a learned vector; what it shares with all the others that lack
   it is its semantic ID. Its methods are those of the tokenizer's model (models/tokenizer.py), so

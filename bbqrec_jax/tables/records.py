@@ -76,6 +76,9 @@ def outdated(found: dict) -> str:
   is_causal = any(stage.get("encoder") == "causal" for stage in found["stages"].values())
   if is_causal and found["provenance"].get("date", "") < CAUSAL_SEES_LATEST:
     return "by an earlier causal model, whose targets cannot tell which item is the latest"
+  rqvae = found["config"].get("rqvae") or {}
+  if rqvae.get("alignment_weight") and "quantization_reduction" not in rqvae:
+    return "by an earlier LETTER, whose quantizer's losses outweighed those that are its own"
   return ""
 
 

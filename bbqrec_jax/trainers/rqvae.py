@@ -11,9 +11,12 @@ Where this differs:
   LETTER's program balances both.
 * Clusters of codes are of equal size (models/balanced.py), where LETTER's program bounds their
   sizes; as there they are found anew every epoch.
+* The parameters are those that reconstruct best, where LETTER's program takes the last epoch's.
+* LETTER's network is TIGER's, where its program's hidden layers are 2048, 1024, 512, 256, 128, 64.
 """
 
 import functools
+import math
 import pathlib
 import time
 from typing import NamedTuple
@@ -40,6 +43,7 @@ from bbqrec_jax.trainers import fitting, item_codes
 STAGE = "rqvae"
 # What can select the parameters; larger is better. "distinct_ids": semantic IDs by items.
 MONITORS = ("reconstruction", "distinct_ids")
+REDUCTIONS = ("sum", "mean")  # TIGER's paper's, LETTER's program's.
 _CLUSTER_ITERS = 10
 
 
@@ -103,6 +107,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     functools.partial(
       loss_fn,
       model,
+      quantization_reduction=section.quantization_reduction,
       commitment_weight=section.commitment_weight,
       alignment_weight=section.alignment_weight,
       diversity_weight=section.diversity_weight,
@@ -220,6 +225,7 @@ def loss_fn(
   key,
   extra: Extra,
   *,
+  quantization_reduction: str,
   commitment_weight: float,
   alignment_weight: float,
   diversity_weight: float,
@@ -228,6 +234,7 @@ def loss_fn(
   """Reconstruction and quantization, and LETTER's two terms where they have a weight.
 
   batch is a step of what Batches.epoch() gives: one group, of histories of one item.
+  quantization_reduction is one of REDUCTIONS, over levels and dimensions.
   """
   items = batch[0]["history"][0, :, 0]
   features, present = item_codes.rows(constants, items)
@@ -236,13 +243,14 @@ def loss_fn(
   codebook_loss, commitment_loss = losses.quantization_losses(
     out.quantized.residuals, out.quantized.embeds, weights, axis_name
   )
+  size = math.prod(out.quantized.embeds.shape[2:]) if quantization_reduction == "mean" else 1
   ((name, x),) = features.items()
   terms = dict(
-    codebook=codebook_loss,
-    commitment=commitment_loss,
+    codebook=codebook_loss / size,
+    commitment=commitment_loss / size,
     recon=losses.reconstruction_loss(x, out.reconstruction, present[name], weights, axis_name),
   )
-  total = terms["recon"] + codebook_loss + commitment_weight * commitment_loss
+  total = terms["recon"] + terms["codebook"] + commitment_weight * terms["commitment"]
   known = weights * present[name]  # What has no input of its own cannot be told apart.
   if alignment_weight:
     collaborative = constants["collaborative"][jnp.maximum(items, 0)]
