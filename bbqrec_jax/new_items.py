@@ -84,8 +84,8 @@ class FrozenTokenizer:
       catalogue = jnp.asarray(self._vectors[:, dim:])
       cosine = jnp.einsum("ne,ie->ni", losses.unit(others), losses.unit(catalogue))
       _, nearest = jax.lax.top_k(cosine, min(_NEIGHBOURS, len(catalogue)))
-      known = losses.unit(self._params["id_embedding"])
-      id_latents = (jnp.mean(known[nearest], axis=1),)
+      known = model.apply(variables, nearest, method="id_latents")  # [n, 10, D]
+      id_latents = (jnp.mean(known, axis=1),)
     latents = model.apply(variables, items, features, present, *id_latents, method="encode")
     codes = model.apply(variables, latents, method="tokenize").codes
     return np.asarray(codes), np.asarray(model.apply(variables, codes, method="lookup"))

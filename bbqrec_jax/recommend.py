@@ -342,6 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if args.input and not args.output:
     parser.error("--input needs --output=FILE, a .csv or .parquet file")
+  if args.output and not args.input:
+    parser.error("--output is for --input; what --history asks for is printed")
   return exit_status(lambda: _run(args))
 
 

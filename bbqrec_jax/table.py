@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> list[runs.Outcome]:
   chosen = _chosen(args.systems, experiment)
   failed = []
   if not args.render_only:
-    if not args.workdir:
+    if args.workdir is None:
       raise UserError("--workdir is missing; give a folder for the runs.")
     failed = _run_missing(args, experiment, datasets, chosen)
   _write(experiment, datasets, chosen, args.seeds, args.out)
@@ -67,7 +67,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--seeds", type=options.at_least_one, default=3, help="0, 1, ... (default: 3 of them)"
   )
-  parser.add_argument("--workdir", help="where the runs are kept")
+  parser.add_argument("--workdir", type=options.folder, help="where the runs are kept")
   options.add(parser)
   parser.add_argument("--render_only", action="store_true", help="from the records that are there")
   return parser.parse_args(argv)
@@ -122,11 +122,13 @@ def _run_missing(
     run_record.write_output(path, record)
     return _summary(record)
 
+  if jobs:
+    options.make_folders(args.workdir, args.out)
   return runs.show(runs.execute(jobs, args.jobs), len(wanted), done + 1, tell)
 
 
 def _workdir(args: argparse.Namespace, dataset: str, system: System, seed: int) -> pathlib.Path:
-  return pathlib.Path(args.workdir, dataset, system.name, str(seed))
+  return args.workdir / dataset / system.name / str(seed)
 
 
 def _job(
@@ -142,9 +144,14 @@ def _job(
     changes = runs.applicable(system, data[0], args.overrides)
   except UserError:  # There is no such config; the run will say so.
     changes = []
-  tuned = tuning.choice(args.out, dataset, system)
+  changed = {change.partition("=")[0] for change in changes}
+  tuned = [
+    setting
+    for setting in tuning.choice(args.out, dataset, system)
+    if setting.partition("=")[0] not in changed
+  ]
   workdir = _workdir(args, dataset, system, seed)
-  stage_cache = pathlib.Path(args.workdir, options.STAGES)
+  stage_cache = args.workdir / options.STAGES
   commands = [runs.main_command(system, data, tuned, changes, seed, workdir, stage_cache)]
   if experiment.needs_latency:
     beams = map(str, LATENCY_BEAMS)
@@ -152,7 +159,7 @@ def _job(
     commands.append((*runs.PYTHON, "bbqrec_jax.latency", str(workdir), "--num_beams", *beams, out))
   name = f"{dataset} {system.name} seed {seed}"
   log = workdir.with_name(f"{seed}.log")
-  run = dict(dataset=dataset, system=system.name, seed=seed, overrides=changes, tuned=list(tuned))
+  run = dict(dataset=dataset, system=system.name, seed=seed, overrides=changes, tuned=tuned)
   return runs.Job(name, tuple(commands), log), run
 
 

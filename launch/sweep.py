@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--dataset", required=True)
   parser.add_argument("--systems", default="all", help="names with commas between them")
-  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where trials are kept")
+  parser.add_argument("--workdir", type=options.folder, required=True, help="where trials are kept")
   options.add(parser)
   args = parser.parse_args(argv)
   return runs.exit_status(lambda: _sweep(args))
@@ -49,6 +49,8 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
   runs.check_changes(args.overrides, data[0], chosen)
   trials = {system.name: tuning.trials_of(system) for system in chosen}
   check_budget(trials)
+  for system in chosen:
+    check_apart(trials[system.name], runs.applicable(system, data[0], args.overrides))
   states, jobs, places, done = {}, [], {}, 0
   for system in chosen:
     state = states[system.name] = _state(args, system, data, trials[system.name])
@@ -78,6 +80,8 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
     run_record.write_output(path, state)
     return f"valid {MONITOR} {state['trials'][n]['valid'][MONITOR]:.4f}"
 
+  if jobs:
+    options.make_folders(args.workdir, args.out)
   failed = runs.show(runs.execute(jobs, args.jobs), total, done + 1, tell)
   for name, state in states.items():
     if state["choice"] is not None:
@@ -91,6 +95,14 @@ def check_budget(trials: dict[str, list[dict]]) -> None:
   if len(set(counts.values())) > 1:
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
     raise UserError(f"Each system must have the same number of trials; they have {said}.")
+
+
+def check_apart(trials: list[dict], changes: Sequence[str]) -> None:
+  """Raises UserError if a change would take the place of what trials try."""
+  for change in changes:
+    field = change.partition("=")[0]
+    if any(field in trial for trial in trials):
+      raise UserError(f"--overrides: {change!r} sets what the trials try; leave it out.")
 
 
 def _state(args, system: System, data: Sequence[str], trials: list[dict]) -> dict:

@@ -182,6 +182,12 @@ def test_the_command_refuses_a_history_without_known_items(finished, capsys, his
   assert said.err.splitlines()[-1].startswith("Error: The history holds no item of the catalogue")
 
 
+def test_the_command_writes_no_table_of_one_history(finished, capsys):
+  with pytest.raises(SystemExit):
+    command(finished, "--history=item1", "--output=out.csv")
+  assert "--output is for --input" in capsys.readouterr().err
+
+
 KINDS = ["csv", "parquet"] if importlib.util.find_spec("pyarrow") else ["csv"]
 
 

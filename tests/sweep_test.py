@@ -121,6 +121,9 @@ def test_unequal_budgets_are_refused(sweep):
     (["--systems=sasrec,sasrek"], "--systems=sasrec,sasrek: they are popularity,"),
     (["--dataset=beuaty"], "data='beuaty': the data are one of"),
     (["--overrides", "smoek"], "'smoek' fits none of sasrec"),
+    (["--overrides", f"{RATE}=0.3"], f"'{RATE}=0.3' sets what the trials try"),
+    (["--overrides", "seed=3"], "seed of sasrec is not to be changed"),
+    (["--workdir=/dev/null/tuning"], "/dev/null/tuning cannot be made (Not a directory)"),
   ],
 )
 def test_mistakes_are_told_in_a_sentence(sweep, tmp_path, fake, capsys, args, said):

@@ -130,6 +130,26 @@ def test_what_was_tuned_is_used_and_variants_keep_their_own(tmp_path, fake):
   assert record["run"]["tuned"] == ["generator.model.dropout_rate=0.2"]
 
 
+RATE, DROPOUT = "ranker.optimizer.learning_rate", "ranker.model.dropout_rate"
+
+
+@pytest.mark.parametrize("choice", [{DROPOUT: 0.3}, {RATE: 0.002, DROPOUT: 0.3}])
+def test_an_override_takes_the_place_of_what_was_tuned(tmp_path, fake, choice):
+  path = tmp_path / "out" / "tuning" / "synthetic" / "sasrec.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(dict(choice=choice, trials=[])))
+  args = ("--systems=sasrec", "--overrides", f"{DROPOUT}=0.4")
+  assert command(tmp_path, *args) == 0
+  (line,) = started(fake)
+  assert f"{DROPOUT}=0.4 " in line and f"{DROPOUT}=0.3" not in line
+  assert (f"{RATE}=0.002 " in line) == (RATE in choice)
+  run = records.read(records.path(tmp_path / "out", "synthetic", "sasrec", 0))["run"]
+  rates = [f"{RATE}=0.002"] if RATE in choice else []
+  assert (run["overrides"], run["tuned"]) == ([f"{DROPOUT}=0.4"], rates)
+  if not rates:  # A stand-in's config knows no rate.
+    assert command(tmp_path, *args) == 0 and len(started(fake)) == 1
+
+
 @pytest.mark.parametrize(
   ("choice", "before", "fits"),
   [
@@ -191,7 +211,13 @@ def test_only_ids_are_made_for_table_5(tmp_path, fake):
     (["--datasets=beauty", "--root=nowhere"], "nowhere/beauty/beauty.inter does not exist"),
     (["--datasets=beuaty"], "data='beuaty': the data are one of"),
     (["--datasets=beuaty", "--overrides", "smoke"], "data='beuaty': the data are one of"),
-    (["--workdir="], "--workdir is missing"),
+    (["--overrides", "seed=5"], "seed of popularity is not to be changed"),
+    (
+      ["--experiment=table5", "--systems=bbqrec_ids_l2", "--overrides", "num_levels=3"],
+      "num_levels of bbqrec_ids_l2 is not to be changed",
+    ),
+    (["--workdir=/dev/null/runs"], "/dev/null/runs cannot be made (Not a directory)"),
+    (["--out=pyproject.toml"], "pyproject.toml cannot be made (File exists)"),
   ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, fake, capsys, args, said):
@@ -200,6 +226,31 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, fake, capsys, args, said):
   error = capsys.readouterr().err
   assert error.startswith("Error: ") and error.count("\n") == 1 and said in error
   assert not started(fake)
+
+
+@pytest.mark.parametrize(
+  ("args", "said"),
+  [
+    (["--workdir="], "argument --workdir: is empty; give a folder"),
+    (["--out="], "argument --out: is empty; give a folder"),
+  ],
+)
+def test_an_empty_folder_is_refused(tmp_path, fake, capsys, args, said):
+  with pytest.raises(SystemExit) as exit_:
+    command(tmp_path, "--systems=sasrec", *args)
+  assert exit_.value.code == 2 and said in capsys.readouterr().err and not started(fake)
+
+
+def test_runs_need_a_workdir(fake, capsys):
+  assert table.main(["--datasets=synthetic", "--systems=sasrec"]) == 1
+  assert "--workdir is missing" in capsys.readouterr().err and not started(fake)
+
+
+def test_a_folder_of_the_user_is_found(tmp_path, fake, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert command(tmp_path, "--systems=sasrec", "--workdir=~/runs", "--out=~/out") == 0
+  assert f"--workdir={tmp_path}/runs/synthetic/sasrec/0 " in started(fake)[0]
+  assert records.path(tmp_path / "out", "synthetic", "sasrec", 0).exists()
 
 
 def test_atomic_files_are_found_below_the_root(tmp_path, capsys):

@@ -52,7 +52,9 @@ class Model(item_ranker.OneTarget):
   Where we differ: pre-training is on the same data, and nothing is transferred between domains;
   text and image are not of one space here, so that each is clustered by itself, once, in the space
   of its features, and not all together behind the adapters anew in every epoch; a modality that an
-  item does not have takes no part in the fusion, and one interest is no token twice; the penalty on
+  item does not have takes no part in the fusion, and one interest is no token twice; with a single
+  modality and the id a candidate's score is the mean of both cosines, as it is with more, and not
+  the cosine to the sum of both vectors; the penalty on
   the mean of the encoded interests, of weight 1e-4, is left out; dropout of attention weights draws
   one mask for all sequences of a batch and all heads (Flax's default).
   """

@@ -170,9 +170,7 @@ class Model(nn.Module):
     """
     behavior, specific = [], {}
     if self.use_id:
-      if id_latents is None:
-        id_latents = self.id_embedding[jnp.maximum(items, 0)]
-      behavior.append(self._normalize(id_latents))
+      behavior.append(self.id_latents(items) if id_latents is None else self._normalize(id_latents))
     elif id_latents is not None:
       raise ValueError("id_latents are given, but this model has use_id=False.")
     for modality in self.feature_dims:
@@ -182,6 +180,10 @@ class Model(nn.Module):
       if self.use_specific:
         specific[modality] = self._normalize(self.specific_encoder[modality](x))
     return Latents(jnp.stack(behavior, axis=1), specific)
+
+  def id_latents(self, items: jax.Array) -> jax.Array:
+    """z_id [..., D] float32 of items [...] int32, as encode() has it: BBQRec Eq. (2)."""
+    return self._normalize(self.id_embedding[jnp.maximum(items, 0)])
 
   def tokenize(self, latents: Latents) -> quantizer.Quantized:
     """Residual quantization of the behavior-aligned latents: BBQRec Eqs. (5)-(7)."""

@@ -1,7 +1,10 @@
 """Options of the commands that start many runs: bbqrec_jax/table.py and launch/sweep.py."""
 
 import argparse
+import os
 import pathlib
+
+from bbqrec_jax.errors import UserError
 
 STAGES = "stage_cache"  # In their --workdir: what runs share.
 
@@ -9,11 +12,11 @@ STAGES = "stage_cache"  # In their --workdir: what runs share.
 def add(parser: argparse.ArgumentParser) -> None:
   """--out, --root, --overrides and --jobs."""
   parser.add_argument(
-    "--out", type=pathlib.Path, default=pathlib.Path("results"), help="where the records go"
+    "--out", type=folder, default=pathlib.Path("results"), help="where the records go"
   )
   parser.add_argument(
     "--root",
-    type=pathlib.Path,
+    type=folder,
     help="folder with NAME/NAME.inter, NAME/NAME.item, NAME/text*.npy, NAME/image*.npy (default: "
     "the configs' own data of this name)",
   )
@@ -28,6 +31,24 @@ def add(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--jobs", type=at_least_one, help="runs at the same time (default: one for each GPU, or one)"
   )
+
+
+def folder(text: str) -> pathlib.Path:
+  """A path; a shell leaves the ~ of --workdir=~/runs as it is."""
+  if not text:  # An unset variable of a shell; it would be the current folder.
+    raise argparse.ArgumentTypeError("is empty; give a folder")
+  return pathlib.Path(text).expanduser()
+
+
+def make_folders(*folders: pathlib.Path) -> None:
+  """Makes them, so that no run is made in vain; raises UserError if one cannot be written to."""
+  for path in folders:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f"{path} cannot be made ({error.strerror or error}).") from error
+    if not os.access(path, os.W_OK):
+      raise UserError(f"{path} cannot be written to; give another folder.")
 
 
 def at_least_one(text: str) -> int:

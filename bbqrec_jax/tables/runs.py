@@ -137,7 +137,10 @@ def _knows(system: System, data: str, change: str) -> bool:
 
 
 def check_changes(changes: Sequence[str], data: str, chosen: Sequence[System]) -> None:
-  """Raises UserError for data that no config knows, or the first change that fits no system."""
+  """Raises UserError for data that no config knows, or a change that fits no system.
+
+  So it does for a change of what the runs of a system are told apart by.
+  """
   for system in chosen:
     try:
       systems.load_config(system.config, systems.arg_of(data, system.switches))
@@ -148,8 +151,13 @@ def check_changes(changes: Sequence[str], data: str, chosen: Sequence[System]) -
   for change in changes:
     fits = False
     for system in chosen:
+      fitting = []
       with contextlib.suppress(UserError):  # Of a system without a config.
-        fits = fits or bool(applicable(system, data, [change]))
+        fitting = applicable(system, data, [change])
+      for field in (found.partition("=")[0] for found in fitting):
+        if field in ("seed", *system.overrides):
+          raise UserError(f"--overrides: {field} of {system.name} is not to be changed.")
+      fits = fits or bool(fitting)
     if not fits:
       raise UserError(f"--overrides: {change!r} fits none of {', '.join(s.name for s in chosen)}.")
 
