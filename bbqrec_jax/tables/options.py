@@ -25,8 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     nargs="+",
     default=[],
     metavar="CHANGE",
-    help="FIELD=VALUE of a config, or a switch, for every system whose config knows it, in place of "
-    "what was tuned; with SYSTEM: in front for that system alone; the records tell of them",
+    help="FIELD=VALUE of a config, or a switch, for every system whose config knows it, in place "
+    "of what was tuned; with SYSTEM: in front for that system alone; the records tell of them",
   )
   parser.add_argument(
     "--jobs", type=at_least_one, help="runs at the same time (default: one for each GPU, or one)"
