@@ -27,7 +27,7 @@ def enable(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
   """
   if folder is None and jax.config.jax_compilation_cache_dir:
     return pathlib.Path(jax.config.jax_compilation_cache_dir)
-  path = pathlib.Path(folder or _FOLDER).expanduser() / processor()
+  path = pathlib.Path(os.path.expanduser(folder or _FOLDER)) / processor()
   try:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()

@@ -171,7 +171,7 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   for chatty in ("jax", "tensorboardX"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
   compile_cache.enable()
-  workdir = pathlib.Path(flag_values.workdir).expanduser()
+  workdir = pathlib.Path(os.path.expanduser(flag_values.workdir))
   config = config_dict.FrozenConfigDict(flag_values.config)
   try:
     if not flag_values.workdir:  # An unset variable of a shell; it would be the current folder.

@@ -62,7 +62,7 @@ class Recommender:
 
     Raises UserError if the workdir does not hold one, or a damaged one.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = pathlib.Path(os.path.expanduser(workdir))
     if not os.path.exists(workdir / "checkpoints" / generator_trainer.STAGE):
       _check_has_generator(workdir)
     for path in (workdir / "checkpoints" / generator_trainer.STAGE, workdir / "config.json"):

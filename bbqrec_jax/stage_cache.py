@@ -44,7 +44,7 @@ class StageCache:
       config: the whole one, as plain values, checked by validate.check_config().
       data_fingerprint: Dataset.fingerprint.
     """
-    self._folder = pathlib.Path(folder).expanduser()
+    self._folder = pathlib.Path(os.path.expanduser(folder))
     self._stages = tuple(config["stages"])
     self._provenance = run_record.provenance()
     basis = dict(

@@ -15,7 +15,7 @@ import pytest
 from bbqrec_jax import table
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.ranks import unpack
-from bbqrec_jax.tables import experiments, records, runs, systems, watch
+from bbqrec_jax.tables import experiments, options, records, runs, systems, watch
 from tests import table_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -251,6 +251,10 @@ def test_a_folder_of_the_user_is_found(tmp_path, fake, monkeypatch):
   assert command(tmp_path, "--systems=sasrec", "--workdir=~/runs", "--out=~/out") == 0
   assert f"--workdir={tmp_path}/runs/synthetic/sasrec/0 " in started(fake)[0]
   assert records.path(tmp_path / "out", "synthetic", "sasrec", 0).exists()
+
+
+def test_a_tilde_that_names_no_user_is_left_as_a_shell_leaves_it():
+  assert options.folder("~no_such_user/runs") == pathlib.Path("~no_such_user/runs")
 
 
 def test_atomic_files_are_found_below_the_root(tmp_path, capsys):

@@ -37,7 +37,7 @@ def folder(text: str) -> pathlib.Path:
   """A path; a shell leaves the ~ of --workdir=~/runs as it is."""
   if not text:  # An unset variable of a shell; it would be the current folder.
     raise argparse.ArgumentTypeError("is empty; give a folder")
-  return pathlib.Path(text).expanduser()
+  return pathlib.Path(os.path.expanduser(text))
 
 
 def make_folders(*folders: pathlib.Path) -> None:
