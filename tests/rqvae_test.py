@@ -172,7 +172,14 @@ def test_clusters_are_found_anew_every_so_many_steps():
   @jax.jit
   def step(extra):
     return rqvae.after_update(
-      params, extra, results, jax.random.key(0), patience=0, num_clusters=2, cluster_steps=2
+      params,
+      extra,
+      results,
+      jax.random.key(0),
+      signals=("text",),
+      patience=0,
+      num_clusters=2,
+      cluster_steps=2,
     )
 
   moved, first = step(state)

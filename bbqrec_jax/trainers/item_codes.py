@@ -5,6 +5,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,16 @@ def with_kmeans_codebooks(model, params, sampled, key, num_iters: int, partition
   return params | {"quantizer": params["quantizer"] | {"codebooks": codebooks}}
 
 
-def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | None = None):
+def revive_codes(
+  params,
+  idle,
+  outputs,
+  key,
+  *,
+  signals: Sequence[str],
+  patience: int,
+  axis_name: str | None = None,
+):
   """Behind the optimizer's update: moves codes that were idle for `patience` steps.
 
   Residuals of missing inputs are all alike, so only those of present ones are taken.
@@ -88,14 +98,13 @@ def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | 
   Args:
     idle: as no_idle() begins it.
     outputs: (Quantized, modality -> [P] bool present, [P] float32 weights) of the step's items.
+    signals: the model's, in the order in which Quantized has them; jit sorts a dict's names.
   """
   quantized, present, weights = outputs
   codes, residuals, present, weights = losses.gather_rows(
     (quantized.codes, quantized.residuals, present, weights), axis_name
   )
-  num_signals = codes.shape[-1]
-  per_signal = [weights] * (num_signals - len(present))  # The id is never missing.
-  per_signal += [weights * present[name] for name in present]
+  per_signal = [weights * present.get(name, 1.0) for name in signals]  # The id is never missing.
   per_signal = jnp.stack(per_signal, axis=1)  # [P, M]
   idle = quantizer.update_idle(idle, codes, per_signal)
   codebooks, idle = quantizer.revive(
@@ -111,9 +120,7 @@ def revive_codes(params, idle, outputs, key, *, patience: int, axis_name: str | 
 
 def make_encode_catalogue(model):
   """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D]) of all items."""
-  num_chunks = -(-model.num_items // ENCODE_SIZE)
-  items = jnp.arange(num_chunks * ENCODE_SIZE, dtype=jnp.int32)
-  items = jnp.where(items < model.num_items, items, -1).reshape(num_chunks, ENCODE_SIZE)
+  items = _chunks(model.num_items)
 
   @jax.jit
   def encode_catalogue(params, inputs):
@@ -130,6 +137,45 @@ def make_encode_catalogue(model):
     return merge(codes), merge(vectors)
 
   return encode_catalogue
+
+
+def make_reconstruction_error(model, reconstruct: Callable, partition):
+  """Builds jitted (params, inputs) -> [] float32, the error with which all items are reconstructed.
+
+  It is losses.reconstruction_loss() of each modality, summed over them.
+
+  Args:
+    reconstruct: (params, q [P, M, D], Latents) -> modality -> [P, F] float32.
+  """
+  items = _chunks(model.num_items)
+
+  @functools.partial(jax.jit, out_shardings=partition.replicated)
+  def reconstruction_error(params, inputs):
+    variables = {"params": params}
+
+    def of_chunk(items):
+      features, present = rows(inputs, items)
+      latents = model.apply(variables, items, features, present, method="encode")
+      q = model.apply(variables, latents, method="tokenize").latent
+      weights = (items >= 0).astype(jnp.float32)
+      counts, errors = {}, {}
+      for name, x_hat in reconstruct(params, q, latents).items():
+        counts[name] = jnp.sum(weights * present[name])
+        errors[name] = losses.reconstruction_loss(features[name], x_hat, present[name], weights)
+      return counts, errors
+
+    counts, errors = jax.lax.map(of_chunk, items)
+    means = jax.tree.map(losses.weighted_mean, errors, counts)
+    return sum(means.values())
+
+  return reconstruction_error
+
+
+def _chunks(num_items: int) -> jax.Array:
+  """All items, [chunks, ENCODE_SIZE] int32, -1 behind the last."""
+  num_chunks = -(-num_items // ENCODE_SIZE)
+  items = jnp.arange(num_chunks * ENCODE_SIZE, dtype=jnp.int32)
+  return jnp.where(items < num_items, items, -1).reshape(num_chunks, ENCODE_SIZE)
 
 
 def save(

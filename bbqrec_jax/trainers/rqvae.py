@@ -19,6 +19,7 @@ import functools
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -116,6 +117,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     tx,
     after_update=functools.partial(
       after_update,
+      signals=model.signals,
       patience=section.revive_steps,
       num_clusters=num_clusters,
       cluster_steps=data.steps_per_epoch,
@@ -181,6 +183,7 @@ def after_update(
   outputs,
   key,
   *,
+  signals: Sequence[str],
   patience: int,
   num_clusters: int,
   cluster_steps: int,
@@ -190,6 +193,7 @@ def after_update(
 
   Args:
     outputs, key: as train_state.make_train_step() gives them.
+    signals: the model's.
     patience: codes idle for so many steps are moved; 0: none.
     num_clusters: of each level's codes; 0: they are not needed.
     cluster_steps: how often they are found.
@@ -197,7 +201,7 @@ def after_update(
   idle, clusters, age = extra.idle, extra.clusters, extra.age + 1
   if patience:
     params, idle = item_codes.revive_codes(
-      params, idle, outputs, key, patience=patience, axis_name=axis_name
+      params, idle, outputs, key, signals=signals, patience=patience, axis_name=axis_name
     )
   if num_clusters:
     clusters = jax.lax.cond(
@@ -279,19 +283,15 @@ def loss_fn(
 def _make_eval_fn(model, encode_catalogue, constants, partition):
   """The error of the catalogue's reconstruction, and how many semantic IDs there are."""
 
-  @functools.partial(jax.jit, out_shardings=partition.replicated)
-  def reconstruction_error(params, constants, vectors):
-    """Of the catalogue's first items."""
-    items = jnp.arange(min(model.num_items, 4 * item_codes.ENCODE_SIZE), dtype=jnp.int32)
-    features, present = item_codes.rows(constants, items)
-    x_hat = model.apply({"params": params}, vectors[: len(items), None], method="decode")
-    ((name, x),) = features.items()
-    weights = jnp.ones(items.shape, jnp.float32)
-    return losses.reconstruction_loss(x, x_hat, present[name], weights)
+  def reconstruct(params, q, latents):
+    del latents
+    return {model.signals[0]: model.apply({"params": params}, q, method="decode")}
+
+  reconstruction_error = item_codes.make_reconstruction_error(model, reconstruct, partition)
 
   def eval_fn(params):
-    codes, vectors = encode_catalogue(params, constants)
-    error = float(reconstruction_error(params, constants, vectors))
+    codes, _ = encode_catalogue(params, constants)
+    error = float(reconstruction_error(params, constants))
     report = codebook.report(partition_lib.fetch(codes), model.codebook_size, model.signals, True)
     return dict(  # Larger is better, as for every figure that can be monitored.
       reconstruction=-error,

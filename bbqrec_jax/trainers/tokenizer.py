@@ -153,7 +153,10 @@ def make_step(section, model, num_steps: int, axis_name: str | None = None):
     axis_name=axis_name,
   )
   revive = functools.partial(
-    item_codes.revive_codes, patience=section.revive_steps, axis_name=axis_name
+    item_codes.revive_codes,
+    signals=model.signals,
+    patience=section.revive_steps,
+    axis_name=axis_name,
   )
   after_update = revive if section.revive_steps else None
   return tx, train_state.make_train_step(loss, tx, after_update=after_update, axis_name=axis_name)
@@ -247,20 +250,10 @@ def _make_eval_fn(
 
   rank_fn = ranking.make_rank_fn(ranks, partition)
 
-  @functools.partial(jax.jit, out_shardings=partition.replicated)
-  def reconstruction_error(params, constants):
-    """Of the catalogue's first items: what selects when there is no sequence task."""
-    items = jnp.arange(min(dataset.num_items, 4 * item_codes.ENCODE_SIZE), dtype=jnp.int32)
-    features, present = item_codes.rows(constants, items)
-    variables = {"params": params}
-    latents = model.apply(variables, items, features, present, method="encode")
-    q = model.apply(variables, latents, method="tokenize").latent
-    x_hat = model.apply(variables, q, latents.specific, method="reconstruct")
-    weights = jnp.ones(items.shape, jnp.float32)
-    return sum(
-      losses.reconstruction_loss(features[name], x_hat[name], present[name], weights)
-      for name in x_hat
-    )
+  def reconstruct(params, q, latents):
+    return model.apply({"params": params}, q, latents.specific, method="reconstruct")
+
+  reconstruction_error = item_codes.make_reconstruction_error(model, reconstruct, partition)
 
   def eval_fn(params):
     codes, vectors = encode_catalogue(params, constants)
