@@ -71,16 +71,18 @@ class Checkpointer:
   was saved from. A context manager; of many processes all call it alike.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2, read_only: bool = False):
     """Opens the directory, or makes it.
 
     Args:
       directory: e.g. <workdir>/checkpoints/<stage>.
       keep: how many of the newest checkpoints stay; two, so that a damaged one costs little.
+      read_only: whether to change nothing in the directory, where another process may be saving.
     """
     logging.getLogger("absl").addFilter(_no_chatter)
     self._directory = pathlib.Path(directory).resolve()  # Orbax refuses relative paths.
     self._policy = _NewestAndBest(keep)
+    self._read_only = read_only
     for step, reason in self._without_metadata().items():  # The manager would fail on them.
       logging.getLogger("absl").warning(
         "Checkpoint %s cannot be read (%s).", self._directory / str(step), reason
@@ -91,7 +93,11 @@ class Checkpointer:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._policy,
-        cleanup_tmp_directories=True,  # What a kill in the middle of a save left behind.
+        # What a kill in the middle of a save left behind; to a reader it may be a save.
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,  # As Orbax would set it, with a warning.
       ),
       item_handlers={"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()},
     )
@@ -267,7 +273,7 @@ class Checkpointer:
 
   def _rename_damaged(self, step: int) -> None:
     """A step that is still there could not be saved again when it comes."""
-    if partition.is_main():
+    if partition.is_main() and not self._read_only:
       path = self._directory / str(step)
       path.rename(path.with_name(f"{path.name}.damaged"))
 
@@ -287,7 +293,7 @@ def best_params(workdir: pathlib.Path, stage: str, template: Any) -> Any:
 
   Raises UserError if there are none, or they cannot be read into the template.
   """
-  with Checkpointer(workdir / "checkpoints" / stage) as checkpointer:
+  with Checkpointer(workdir / "checkpoints" / stage, read_only=True) as checkpointer:
     return checkpointer.restore_best(dict(params=template)).state["params"]
 
 
@@ -323,8 +329,9 @@ def _with_sharding(leaf):
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:
-  """Drops what Orbax says below a warning: a page for every save."""
-  return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+  """Drops what Orbax says below a warning, a page for every save; and that a reader reads only."""
+  is_warning = record.levelno >= logging.WARNING and "is read only" not in record.getMessage()
+  return is_warning or "orbax" not in record.pathname
 
 
 def _first_line(error: Exception) -> str:

@@ -82,6 +82,7 @@ def run(
   with contextlib.ExitStack() as stack:
     cache = None
     if partition.is_main() and not (workdir / RESULTS_FILE).exists():
+      stack.enter_context(run_record.held(workdir))
       run_record.resume(workdir)
       if cache_folder:
         cache = stage_cache.StageCache(cache_folder, config.to_dict(), dataset.fingerprint)
@@ -166,7 +167,6 @@ def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   """The command; returns its exit status."""
-  del argv
   absl_logging.get_absl_handler().setFormatter(None)  # What the data have to say, without prefix.
   for chatty in ("jax", "tensorboardX"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -176,12 +176,16 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
   try:
     if not flag_values.workdir:  # An unset variable of a shell; it would be the current folder.
       raise UserError("--workdir is empty; give a folder.")
+    if argv[1:]:
+      raise UserError(f"{argv[1]!r} is no flag; flags begin with --, as --config.seed=3 does.")
     if flag_values.distributed or flag_values.coordinator:
       partition.initialize(
         coordinator=flag_values.coordinator,
         num_processes=flag_values.num_processes,
         process_id=flag_values.process_id,
       )
+    elif flag_values.num_processes is not None or flag_values.process_id is not None:
+      raise UserError("--num_processes and --process_id need --coordinator, or --distributed.")
     with contextlib.ExitStack() as stack:
       stack.enter_context(_ended_by_signals())
       if not partition.is_main():  # One process reports; what goes wrong all tell.

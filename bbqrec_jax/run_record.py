@@ -1,5 +1,6 @@
 """What a workdir says about its run: the configuration, where it came from, and atomic JSON."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -20,7 +21,9 @@ import numpy as np
 
 from bbqrec_jax import compile_cache, partition
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.file_lock import FileLock
 
+LOCK_FILE = ".lock"  # In a workdir, while a process works on it.
 # What of provenance() bits depend on. XLA cuts products by CPUs, so that their number is among it.
 CONDITIONS = (
   "sources",
@@ -174,6 +177,27 @@ def claim_workdir(workdir: str | os.PathLike, config: Mapping, data_fingerprint:
       f"Workdir {workdir} holds another run: {key} is {there} there and {here} here. Give another "
       "--workdir, or the configuration and data of the run that is there."
     )
+
+
+@contextlib.contextmanager
+def held(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps other runs out of a workdir; where the file system knows no locks, nothing does.
+
+  Raises UserError if another process is at work on it.
+  """
+  lock = FileLock(pathlib.Path(workdir) / LOCK_FILE)
+  try:
+    is_free = lock.acquire()
+  except OSError:
+    is_free = True
+  if not is_free:
+    raise UserError(
+      f"Another process is at work on {workdir}; wait for its end, or give another --workdir."
+    )
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def resume(workdir: str | os.PathLike) -> None:

@@ -26,7 +26,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.file_lock import FileLock
 
 _OF_RUN = ("command", "commit", "dirty", "date")
-_OWN = ("config.json", "results.json")  # Every run has its own.
+_OWN = ("config.json", "results.json", run_record.LOCK_FILE)  # Every run has its own.
 _FILES = "files.json"  # Of an entry: path -> size, in bytes, of each file.
 _POLL_SECONDS = 1.0
 

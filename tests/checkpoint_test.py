@@ -61,6 +61,22 @@ def test_empty_directory_restores_none_and_has_no_best(tmp_path):
       checkpointer.restore_best(make_state(0))
 
 
+def test_who_reads_changes_nothing_where_another_process_saves(tmp_path, caplog):
+  folder = tmp_path / "checkpoints" / "stage"
+  save_steps(folder, 2, 3, best=(2,))
+  (folder / "9.orbax-checkpoint-tmp").mkdir()  # A save that is under way.
+  (folder / "7").mkdir()
+  (folder / "3" / "_CHECKPOINT_METADATA").write_text("{")
+  caplog.clear()
+  params = checkpoint.best_params(tmp_path, "stage", jax.eval_shape(lambda: make_state(0).params))
+  chex.assert_trees_all_equal(params, make_state(2).params)
+  assert {path.name for path in folder.iterdir()} == {"2", "3", "7", "9.orbax-checkpoint-tmp"}
+  assert "read only" not in caplog.text
+  with pytest.raises(UserError, match="no best checkpoint"):
+    checkpoint.best_params(tmp_path, "other", {})
+  assert not (tmp_path / "checkpoints" / "other").exists()
+
+
 def test_best_outlives_the_newest_ones_and_a_later_best_replaces_it(tmp_path):
   with checkpoint.Checkpointer(tmp_path) as checkpointer:
     for step in range(1, 8):

@@ -207,6 +207,17 @@ def test_the_command_shows_metrics_and_examples(finished, capsys):
   assert said.count("chose next") == 3 and said.count("recommended") == 3 * 5
 
 
+def test_a_workdir_that_another_process_works_on_is_left_alone(tmp_path, capsys):
+  config = smoke_run.make_config()
+  run_record.claim_workdir(tmp_path, config.to_dict(), main.load_dataset(config).fingerprint)
+  with run_record.held(tmp_path):
+    before = digests(tmp_path)
+    assert smoke_run.command(config, tmp_path) == 1
+    assert f"Another process is at work on {tmp_path}" in capsys.readouterr().err
+    assert digests(tmp_path) == before
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(main, "run", lambda *args: finished.results | dict(stages={}))
   config = smoke_run.make_config(stages=("tokenizer",))

@@ -325,8 +325,7 @@ def command(monkeypatch, *args: str) -> int:
   monkeypatch.delitem(sys.modules, "config_config", raising=False)  # Of the call before.
   flag_values = flags.FlagValues()
   main.define_flags(flag_values)
-  main.parse_flags(argv, flag_values)
-  return main.main(argv, flag_values)
+  return main.main(main.parse_flags(argv, flag_values), flag_values)
 
 
 SMOKE = "--config=configs/quickstart.py:smoke"
@@ -362,6 +361,10 @@ FLAGS = [  # (arguments, what is said)
   ((SMOKE, "--config.stages[7]=x"), ""),
   ((SMOKE, "--config.seed=1.5"), "invalid literal"),
   ((SMOKE, "--num_processes=two"), "two"),
+  ((SMOKE, "--num_processes=2"), "need --coordinator"),
+  ((SMOKE, "--process_id=0"), "need --coordinator"),
+  ((SMOKE, "config.seed=3"), "'config.seed=3' is no flag"),
+  ((SMOKE, "--", "--config.seed=3"), "'--config.seed=3' is no flag"),
   ((SMOKE + ",smoke=maybe",), "does not read as bool"),
   ((SMOKE + ",no_sound",), "'no_sound'"),
   ((SMOKE + ",=",), "Unknown config argument"),
@@ -371,7 +374,7 @@ FLAGS = [  # (arguments, what is said)
 @pytest.mark.parametrize(("args", "expected"), FLAGS)
 def test_flags(tmp_path, monkeypatch, capsys, args, expected):
   if not any(arg.startswith("--workdir") for arg in args):
-    args = (*args, f"--workdir={tmp_path}/x")
+    args = (f"--workdir={tmp_path}/x", *args)
   said = malformed.command_outcome(lambda: command(monkeypatch, *args), capsys, tmp_path)
   assert said is not None and said.startswith("Error: ") and expected in said
 

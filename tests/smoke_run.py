@@ -42,7 +42,8 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
 def command(config, workdir: pathlib.Path, stage_cache: pathlib.Path | str = "") -> int:
   """The exit status of `python -m bbqrec_jax.main` with these flags."""
   flags = dict(config=config, workdir=str(workdir), stage_cache=str(stage_cache))
-  return main.main([], types.SimpleNamespace(distributed=False, coordinator=None, **flags))
+  flags |= dict(distributed=False, coordinator=None, num_processes=None, process_id=None)
+  return main.main(["main"], types.SimpleNamespace(**flags))
 
 
 @functools.cache
