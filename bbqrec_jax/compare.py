@@ -32,12 +32,17 @@ def align(a: Run, b: Run) -> np.ndarray:
   have them in the same order. Runs without ids are taken to hold their users in the same order.
 
   Raises:
-    UserError: the runs do not hold the same users.
+    UserError: the runs do not hold the same users, or their sequences are not the same.
   """
   if len(a.ranks) != len(b.ranks):
     raise UserError(
       f"{a.name} ranks {len(a.ranks)} users and {b.name} {len(b.ranks)}; "
       "a paired test needs the same users: compare runs on the same data."
+    )
+  if None not in (a.sequences, b.sequences) and a.sequences != b.sequences:
+    raise UserError(
+      f"{a.name} and {b.name} are of different data: their users' sequences or their items are not "
+      "the same; compare runs on the same data."
     )
   if (a.users is None) != (b.users is None):
     name = (a if a.users is None else b).name

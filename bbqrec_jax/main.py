@@ -30,7 +30,7 @@ from bbqrec_jax import (
   validate,
 )
 from bbqrec_jax.data import semantic_ids, statistics
-from bbqrec_jax.data.dataset import Dataset
+from bbqrec_jax.data.dataset import Dataset, sequence_fingerprint
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
@@ -137,6 +137,7 @@ def _run_stages(
     data=dict(
       name=dataset.name,
       fingerprint=dataset.fingerprint,
+      sequences=sequence_fingerprint(dataset),
       table1=statistics.statistics(dataset)._asdict(),
     ),
     provenance=made_by | dict(date=run_record.now()),

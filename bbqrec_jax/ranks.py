@@ -30,12 +30,14 @@ class Run(NamedTuple):
     ranks: [U] int32 ranks of the targets, from 1. Of a record, NOT_FOUND for those beyond 10.
     user_ids: [U] str, or None if the run did not record them; a record does not.
     users: a hash of the ids in their order, or None if the run did not record them.
+    sequences: data.dataset.sequence_fingerprint(), or None if the run did not record it.
   """
 
   name: str
   ranks: np.ndarray
   user_ids: np.ndarray | None
   users: str | None
+  sequences: str | None = None
 
 
 class Seeds(NamedTuple):
@@ -101,7 +103,9 @@ def _of_record(path: pathlib.Path, split: str) -> Run:
     raise UserError(f"test_ranks of {path} are damaged ({error!r}); make it again.") from error
   ranks = unpack(packed)
   _check(ranks, path, split)
-  return Run(_name(path.with_suffix("")), ranks, None, users)
+  data = record.get("data")
+  sequences = data.get("sequences") if isinstance(data, dict) else None
+  return Run(_name(path.with_suffix("")), ranks, None, users, sequences)
 
 
 def _of_workdir(folder: pathlib.Path, split: str) -> Run:
@@ -121,7 +125,8 @@ def _of_workdir(folder: pathlib.Path, split: str) -> Run:
   if user_ids is not None and user_ids.dtype.kind not in "USiu":
     raise UserError(f"{path}: user_ids must be text or whole numbers, not {user_ids.dtype}.")
   users = None if user_ids is None else _digest(user_ids)
-  return Run(_name(folder), ranks, user_ids, users)
+  sequences = str(arrays["sequences"]) if "sequences" in arrays else None
+  return Run(_name(folder), ranks, user_ids, users, sequences)
 
 
 def _check(ranks: np.ndarray, path: pathlib.Path, split: str) -> None:

@@ -65,8 +65,12 @@ def to_jsonable(obj: Any) -> Any:
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
   """Writes `obj`, as `to_jsonable` has it; a reader sees the old file or the new, never a part."""
+  write_text(path, json.dumps(to_jsonable(obj), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text, as UTF-8; a reader sees the old file or the new, never a part."""
   path = pathlib.Path(path)
-  text = json.dumps(to_jsonable(obj), indent=2, allow_nan=False) + "\n"
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
     temporary.write_text(text, encoding="utf-8")

@@ -39,13 +39,17 @@ def _run(args: argparse.Namespace) -> list[runs.Outcome]:
     print(systems.listing())
     return []
   experiment = EXPERIMENTS[args.experiment]
-  datasets = options.names(args.datasets) or experiment.datasets
+  datasets = experiment.datasets if args.datasets is None else options.names(args.datasets)
+  if not datasets:
+    raise UserError(f"--datasets={args.datasets} names none; give names with commas.")
   chosen = _chosen(args.systems, experiment)
   failed = []
   if not args.render_only:
     if args.workdir is None:
       raise UserError("--workdir is missing; give a folder for the runs.")
     failed = _run_missing(args, experiment, datasets, chosen)
+  else:
+    _check_recorded(args, datasets)
   _write(experiment, datasets, chosen, args.seeds, args.out)
   return failed
 
@@ -58,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--list", action="store_true", help="every system: config and model files")
   parser.add_argument("--experiment", choices=EXPERIMENTS, default="table2")
-  parser.add_argument("--datasets", default="", help="names with commas (default: the paper's)")
+  parser.add_argument("--datasets", help="names with commas (default: the paper's)")
   parser.add_argument(
     "--systems",
     default="all",
@@ -82,6 +86,16 @@ def _chosen(text: str, experiment: Experiment) -> tuple[str, ...]:
       f"--systems={text}: {experiment.name} is of {', '.join(experiment.systems)}, or all."
     )
   return tuple(name for name in experiment.systems if name in names)
+
+
+def _check_recorded(args: argparse.Namespace, datasets: Sequence[str]) -> None:
+  """Raises UserError where there is nothing to render: a table that is there would be lost."""
+  absent = [name for name in datasets if not records.folder(args.out, name).is_dir()]
+  if absent and (args.datasets is not None or len(absent) == len(datasets)):
+    raise UserError(
+      f"{records.folder(args.out, absent[0])} does not exist: there are no records to render. Give "
+      "--datasets of which there are some, or the --out that they are in."
+    )
 
 
 def _run_missing(
@@ -196,16 +210,20 @@ def _write(
 ) -> None:
   """Writes and prints the table; draws the figure."""
   made = [grids.make(experiment, dataset, chosen, num_seeds, out) for dataset in datasets]
-  text = render.markdown(experiment, made)
+  texts = dict(
+    md=render.markdown(experiment, made),
+    csv=render.csv_text(made),
+    tex=render.latex(experiment, made),
+  )
+  written = []
   try:
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
-    (out / f"{experiment.name}.csv").write_text(render.csv_text(made), encoding="utf-8")
-    (out / f"{experiment.name}.tex").write_text(render.latex(experiment, made), encoding="utf-8")
+    for kind, text in texts.items():
+      written.append(out / f"{experiment.name}.{kind}")
+      run_record.write_text(written[-1], text)
   except OSError as error:
     raise UserError(f"{out} cannot be written to ({error.strerror or error}).") from error
-  print(f"\n{text}")
-  written = [out / f"{experiment.name}.{kind}" for kind in ("md", "csv", "tex")]
+  print(f"\n{texts['md']}")
   written.append(figures.draw(experiment, made, out))
   print("Written: " + ", ".join(os.fspath(path) for path in written if path))
 

@@ -73,9 +73,9 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
   def tell(outcome: runs.Outcome) -> str:
     system, n, workdir = places[outcome.job.name]
     state = states[system.name]
-    state["trials"][n] |= validation_of(workdir)
-    choose(state)
     path = tuning.path(args.out, args.dataset, system.config)
+    state["trials"][n] |= check_same_data(validation_of(workdir), state, path)
+    choose(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     run_record.write_output(path, state)
     return f"valid {MONITOR} {state['trials'][n]['valid'][MONITOR]:.4f}"
@@ -121,21 +121,39 @@ def _state(args, system: System, data: Sequence[str], trials: list[dict]) -> dic
   if not path.exists():
     return dict(dataset=args.dataset, system=system.name, budget=budget, choice=None, trials=blank)
   state = run_record.read_json(path, ("budget", "choice", "trials"))
-  same = [trial["overrides"] for trial in state["trials"]] == run_record.to_jsonable(trials)
-  if state["budget"] != budget or not same:
-    raise UserError(f"{path} is of another budget or other trials; remove it to tune again.")
+  there = state["budget"] | dict(trials=[trial["overrides"] for trial in state["trials"]])
+  for key, ours in run_record.to_jsonable(budget | dict(trials=trials)).items():
+    if there.get(key) != ours:
+      raise UserError(
+        f"{path} is of another budget: {key} is {there.get(key)} there and {ours} here. Give "
+        "another --out and --workdir, or remove it to tune again."
+      )
   return state
 
 
 def validation_of(workdir: pathlib.Path) -> dict:
   """What a trial reached on validation, and what it cost. The test split's results stay unread."""
-  results = run_record.read_json(workdir / "results.json", ("valid", "stages", "provenance"))
+  keys = ("valid", "stages", "provenance", "data")
+  results = run_record.read_json(workdir / "results.json", keys)
   return dict(
     valid=results["valid"],
+    sequences=results["data"].get("sequences"),
     epochs={stage: record["epochs"] for stage, record in results["stages"].items()},
     seconds={stage: record["seconds"] for stage, record in results["stages"].items()},
     provenance=results["provenance"],
   )
+
+
+def check_same_data(trial: dict, state: dict, path: pathlib.Path) -> dict:
+  """The trial; raises UserError if one of the state's trials is of other sequences."""
+  for other in state["trials"]:
+    theirs = other.get("sequences")
+    if None not in (theirs, trial["sequences"]) and theirs != trial["sequences"]:
+      raise UserError(
+        f"{path} holds trials on other data; give another --out and --workdir, or remove it to "
+        "tune again."
+      )
+  return trial
 
 
 def choose(state: dict) -> None:

@@ -13,9 +13,9 @@ from bbqrec_jax.errors import UserError
 USERS = 97
 
 
-def write(folder, ranks, user_ids=None):
+def write(folder, ranks, user_ids=None, **arrays):
   folder.mkdir(parents=True)
-  arrays = {} if user_ids is None else {"user_ids": user_ids}
+  arrays |= {} if user_ids is None else {"user_ids": user_ids}
   np.savez(folder / "ranks.npz", test=ranks, valid=np.ones_like(ranks), **arrays)
   return str(folder)
 
@@ -100,10 +100,11 @@ def test_runs_without_ids_compare_in_order_and_split_is_chosen(tmp_path, ranks, 
 
 
 def write_record(path, workdir):
-  """What a table records of the run's ranks; the rest of a record is not read."""
+  """What a table records of the run's ranks and data; the rest of a record is not read."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  test_ranks = ranks_lib.of_record(ranks_lib.load(workdir, "test"))
-  path.write_text(json.dumps(dict(test_ranks=test_ranks)))
+  run = ranks_lib.load(workdir, "test")
+  data = dict(sequences=run.sequences) if run.sequences else {}
+  path.write_text(json.dumps(dict(test_ranks=ranks_lib.of_record(run), data=data)))
   return str(path)
 
 
@@ -128,6 +129,19 @@ def test_a_record_compares_as_its_run_does(tmp_path, ranks, user_ids, capsys):
   assert "A = sasrec/0,3, B = tiger; 97 users" in text
   half = np.mean([x <= 10 for x in (far, np.maximum(1, ranks - 2))])
   assert rows(text)["recall@10"][0][0] == pytest.approx(half, abs=5e-5)
+
+
+def test_runs_on_other_sequences_are_not_compared(tmp_path, ranks, user_ids, capsys):
+  one, same, other = (
+    write(tmp_path / name, ranks, user_ids, sequences=np.array(name[0]))
+    for name in ("a", "aa", "b")
+  )
+  unknown = write(tmp_path / "before", ranks, user_ids)
+  for workdir in (same, unknown):
+    assert compare.main([one, workdir]) == 0
+  for workdir in (other, write_record(tmp_path / "b.json", other)):
+    assert compare.main([one, workdir]) == 1
+    assert "a and b are of different data" in capsys.readouterr().err
 
 
 def test_a_record_that_cannot_be_compared_is_refused(tmp_path, ranks, user_ids, capsys):

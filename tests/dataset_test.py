@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from bbqrec_jax.data.dataset import Features, histories, make_dataset, train_counts
+from bbqrec_jax.data.dataset import (
+  Features,
+  histories,
+  make_dataset,
+  sequence_fingerprint,
+  train_counts,
+)
 
 FIELDS = dict(
   name="shop",
@@ -31,6 +37,30 @@ def test_the_fingerprint_depends_on_every_field():
   prints.add(make_dataset(**FIELDS).fingerprint)
   assert len(prints) == len(others) + 2
   assert make_dataset(**FIELDS).fingerprint in prints
+
+
+def test_the_sequences_fingerprint_knows_who_chose_what_when_and_nothing_else():
+  base = sequence_fingerprint(make_dataset(**FIELDS))
+  numbered_otherwise = dict(  # Users y, x; items c, a, b.
+    user_ids=np.array(["y", "x"]),
+    item_ids=np.array(["c", "a", "b"]),
+    items=np.array([0, 2, 1, 2, 1, 2, 0], np.int32),
+    offsets=np.array([0, 4, 7]),
+    features={},
+    name="store",
+    titles=np.array(["", "", "B"]),
+  )
+  assert sequence_fingerprint(make_dataset(**FIELDS | numbered_otherwise)) == base
+  others = [
+    dict(user_ids=np.array(["x", "z"])),
+    dict(user_ids=np.array(["y", "x"])),
+    dict(item_ids=np.array(["a", "b", "d"])),
+    dict(item_ids=np.array(["b", "a", "c"])),
+    dict(items=np.array([0, 1, 2, 2, 0, 1, 1], np.int32)),
+    dict(offsets=np.array([0, 4, 7])),
+  ]
+  prints = {sequence_fingerprint(make_dataset(**FIELDS | other)) for other in others}
+  assert len(prints | {base}) == len(others) + 1
 
 
 def test_modalities_come_in_order_and_empty_ones_are_left_out():

@@ -331,7 +331,9 @@ RANKS = [  # (edit of the arrays, what is said)
   (lambda arrays: arrays | dict(user_ids=np.zeros(150)), "text or whole numbers"),
   (lambda arrays: arrays | dict(user_ids=np.array(["u"] * 150)), "do not hold the same users"),
   (lambda arrays: dict(test=arrays["test"]), "has no user_ids"),
-  (lambda arrays: {k: v[1:] for k, v in arrays.items()}, "ranks 150 users and run 149"),
+  (lambda arrays: {k: v[1:] if v.ndim else v for k, v in arrays.items()}, "150 users and run 149"),
+  (lambda arrays: arrays | dict(sequences=np.array("other")), "are of different data"),
+  (lambda arrays: arrays | dict(sequences=np.zeros(3)), "are of different data"),
 ]
 
 

@@ -110,6 +110,21 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, fake, capsys):
   assert "is of another budget" in capsys.readouterr().err
 
 
+def test_trials_on_other_data_choose_nothing(sweep, tmp_path, fake, capsys):
+  path = fake / "0" / "results.json"
+  results = json.loads(path.read_text())
+  path.write_text(json.dumps(results | dict(data=results["data"] | dict(sequences="s"))))
+  assert command(sweep, tmp_path) == 0
+  before = tuned(tmp_path)
+  assert [trial["sequences"] for trial in before["trials"]] == ["s"] * NUM_TRIALS
+  before["trials"][2]["valid"] = before["choice"] = None
+  tuning.path(tmp_path / "out", "synthetic", "sasrec").write_text(json.dumps(before))
+  path.write_text(json.dumps(results | dict(data=results["data"] | dict(sequences="t"))))
+  assert command(sweep, tmp_path, f"--workdir={tmp_path / 'other'}") == 1
+  assert "sasrec.json holds trials on other data; give another --out" in capsys.readouterr().out
+  assert tuned(tmp_path) == before
+
+
 def test_unequal_budgets_are_refused(sweep):
   with pytest.raises(UserError, match="they have a 2, b 3"):
     sweep.check_budget(dict(a=[{}] * 2, b=[{}] * 3, c=[]))

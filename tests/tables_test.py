@@ -329,13 +329,52 @@ def test_only_a_figure_needs_matplotlib(tmp_path, monkeypatch, capsys):
 
 
 def test_a_table_without_any_record_is_all_missing(tmp_path, capsys):
-  out = tmp_path / "new"
-  argv = ["--render_only", "--datasets=beauty,sports", "--systems=sasrec,bbqrec", f"--out={out}"]
-  assert table.main(argv) == 0
+  for dataset in ("beauty", "sports"):
+    (tmp_path / "runs" / dataset).mkdir(parents=True)
+  argv = ["--render_only", "--datasets=beauty,sports", "--systems=sasrec,bbqrec"]
+  assert table.main([*argv, f"--out={tmp_path}"]) == 0
   printed = capsys.readouterr().out
-  assert (out / "table2.md").read_text() in printed
+  assert (tmp_path / "table2.md").read_text() in printed
   assert printed.count(": no run.") == 4 and "## sports" in printed
-  assert not (out / "runs").exists()
+
+
+@pytest.mark.parametrize(
+  ("args", "said"),
+  [
+    (["--datasets=beuaty"], "runs/beuaty does not exist: there are no records"),
+    (["--datasets=beauty,toys"], "runs/toys does not exist: there are no records"),
+    (["--datasets=,"], "--datasets=, names none"),
+  ],
+)
+def test_a_misspelt_dataset_costs_no_table(out, capsys, args, said):
+  assert table.main(["--render_only", "--systems=sasrec", f"--out={out}"]) == 0
+  before = (out / "table2.md").read_text()
+  assert table.main(["--render_only", *args, f"--out={out}"]) == 1
+  assert said in capsys.readouterr().err
+  assert (out / "table2.md").read_text() == before
+  assert table.main(["--render_only", f"--out={out / 'nowhere'}"]) == 1
+  assert not (out / "nowhere").exists()
+
+
+def test_records_of_other_sequences_stand_in_no_table(out):
+  write_record(out, "beauty", "sasrec", 5, some_ranks(0))  # Of before it was told.
+  data = dict(name="beauty", fingerprint="f", table1=table_records.table1())
+  write_record(out, "beauty", "sasrec", 6, some_ranks(0), data=data | dict(sequences="s"))
+  write_record(out, "beauty", "tiger", 6, some_ranks(0), data=data | dict(sequences="s"))
+  make(out, "sasrec", "tiger")
+  write_record(out, "beauty", "tiger", 7, some_ranks(0), data=data | dict(sequences="t"))
+  with pytest.raises(UserError, match=r"sasrec/6\.json and .*tiger/7\.json are of different data"):
+    make(out, "sasrec", "tiger")
+
+
+@pytest.mark.parametrize("name", ["0 (copy).json", "../../sports/sasrec/0.json"])
+def test_a_record_that_is_not_what_its_path_says_is_refused(out, name):
+  path = records.path(out, "beauty", "sasrec", 0)
+  copied = path.parent / name
+  copied.parent.mkdir(parents=True, exist_ok=True)
+  copied.write_text(path.read_text())
+  with pytest.raises(UserError, match="is the record of beauty, sasrec, seed 0; put it"):
+    make(out, "sasrec", dataset="sports" if "sports" in name else "beauty")
 
 
 def test_damaged_records_are_told_in_a_sentence(tmp_path, capsys):

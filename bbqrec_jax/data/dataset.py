@@ -104,6 +104,25 @@ def _fingerprint(name, user_ids, item_ids, items, offsets, features, titles) -> 
   return digest.hexdigest()
 
 
+def sequence_fingerprint(dataset: Dataset) -> str:
+  """sha256 (hex) over the users' sequences and the catalogue by their original ids.
+
+  Neither the order of the users nor the numbers of the items change it, nor do features, titles and
+  the name: where it is the same, runs have the same split, targets and candidates.
+  """
+  users, catalogue = np.argsort(dataset.user_ids), np.argsort(dataset.item_ids)
+  number = np.empty(dataset.num_items, np.int64)
+  number[catalogue] = np.arange(dataset.num_items)
+  lengths = np.diff(dataset.offsets)[users].astype(np.int64)
+  shift = dataset.offsets[:-1][users] - (np.cumsum(lengths) - lengths)
+  items = number[dataset.items[np.repeat(shift, lengths) + np.arange(len(dataset.items))]]
+  ids = [dataset.user_ids[users].tolist(), dataset.item_ids[catalogue].tolist()]
+  digest = hashlib.sha256(json.dumps(ids).encode())
+  for array in (lengths, items):
+    digest.update(array.astype("<i8").data)
+  return digest.hexdigest()
+
+
 # Items held out at the end of every sequence: the last is the test target, the one before it
 # the validation target. Whatever learns sees only what is left.
 HELD_OUT = {"train": 2, "valid": 2, "test": 1}

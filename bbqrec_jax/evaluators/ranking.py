@@ -117,9 +117,15 @@ def evaluate_splits(
   return results, ranks
 
 
-def save_ranks(workdir: pathlib.Path, user_ids: np.ndarray, ranks: dict[str, np.ndarray]) -> None:
-  """Writes <workdir>/ranks.npz, what paired tests read: [U] user_ids, and split -> [U] ranks."""
-  npz.write(workdir / RANKS_FILE, user_ids=user_ids, **ranks)
+def save_ranks(
+  workdir: pathlib.Path, dataset: dataset_lib.Dataset, ranks: dict[str, np.ndarray]
+) -> None:
+  """Writes <workdir>/ranks.npz, what paired tests read.
+
+  It has [U] user_ids, split -> [U] ranks, and [] sequences, dataset.sequence_fingerprint().
+  """
+  sequences = np.array(dataset_lib.sequence_fingerprint(dataset))
+  npz.write(workdir / RANKS_FILE, user_ids=dataset.user_ids, sequences=sequences, **ranks)
 
 
 def _store(ranks, rows, valid, found):

@@ -50,9 +50,10 @@ def make(
       there beyond them counts too.
     out: the folder that holds `runs` and `tuning`.
 
-  Raises UserError if a file of them is damaged.
+  Raises UserError if a file of them is damaged, or they are not all of the same data.
   """
   recorded = {name: records.read_all(out, dataset, name) for name in experiment.systems}
+  records.check_same_data(out, itertools.chain.from_iterable(recorded.values()))
   found = {
     name: [record for record in of_seeds if "latency" in record or not experiment.needs_latency]
     for name, of_seeds in recorded.items()

@@ -9,10 +9,11 @@ hash, versions, device, seconds), with what a table needs beside it:
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bbqrec_jax import record, run_record
+from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import systems
 
 FOLDER = "runs"
@@ -20,8 +21,13 @@ FOLDER = "runs"
 CAUSAL_SEES_LATEST = "2026-11-26T10:26:22+00:00"
 
 
+def folder(out: pathlib.Path, dataset: str) -> pathlib.Path:
+  """Where the records of a dataset are."""
+  return out / FOLDER / dataset
+
+
 def path(out: pathlib.Path, dataset: str, system: str, seed: int) -> pathlib.Path:
-  return out / FOLDER / dataset / system / f"{seed}.json"
+  return folder(out, dataset) / system / f"{seed}.json"
 
 
 def make(workdir: pathlib.Path, run: dict[str, Any], latency: dict | None, has_test: bool) -> dict:
@@ -46,9 +52,38 @@ def read(path: pathlib.Path) -> dict:
 
 
 def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
-  """The records of all seeds, in the order of the seeds; raises UserError as read() does."""
-  folder = path(out, dataset, system, 0).parent
-  return sorted(map(read, folder.glob("*.json")), key=lambda found: found["run"]["seed"])
+  """The records of all seeds, in the order of the seeds.
+
+  Raises UserError as read() does, and where a record is not what its path says.
+  """
+  found = []
+  for file in path(out, dataset, system, 0).parent.glob("*.json"):
+    found.append(read(file))
+    run = found[-1]["run"]
+    if file != path(out, run["dataset"], run["system"], run["seed"]):
+      raise UserError(
+        f"{file} is the record of {run['dataset']}, {run['system']}, seed {run['seed']}; put it "
+        "where that belongs, or remove it."
+      )
+  return sorted(found, key=lambda found: found["run"]["seed"])
+
+
+def check_same_data(out: pathlib.Path, found: Iterable[dict]) -> None:
+  """Raises UserError if two records, which would stand in one table, are of other sequences.
+
+  Records of before 29 November 2026 do not tell.
+  """
+  first = {}  # Sequences -> the first path of a record that has them.
+  for of_run in found:
+    sequences, run = of_run["data"].get("sequences"), of_run["run"]
+    if sequences:
+      first.setdefault(sequences, path(out, run["dataset"], run["system"], run["seed"]))
+  if len(first) > 1:
+    raise UserError(
+      f"{' and '.join(map(str, list(first.values())[:2]))} are of different data: the users' "
+      "sequences or the items are not the same. Remove what is of other data, or give another "
+      "--out and --workdir."
+    )
 
 
 def has_tuned(found: dict, tuned: Sequence[str]) -> bool:

@@ -41,7 +41,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   writer.truncate(STAGE, -1)  # What a run wrote that was killed before its record.
   writer.write(0, STAGE, {f"valid/{name}": value for name, value in results["valid"].items()})
   if partition_lib.is_main():
-    ranking.save_ranks(workdir, dataset.user_ids, found)
+    ranking.save_ranks(workdir, dataset, found)
   return results | dict(
     epochs=1.0,
     seconds=time.perf_counter() - started,

@@ -126,7 +126,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   results, ranks = ranking.evaluate_splits(make_evaluator, ranks_by(fitted.params))
   if partition_lib.is_main():
-    ranking.save_ranks(workdir, dataset.user_ids, ranks)
+    ranking.save_ranks(workdir, dataset, ranks)
   return fitting.record(fitted, started) | results | dict(encoder=model.encoder)
 
 

@@ -90,7 +90,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   results, found = ranking.evaluate_splits(trained.make_evaluator, trained.ranks_by(params))
   vectors = partition_lib.fetch(trained.make_items(params).vectors)[: dataset.num_items]
   if partition_lib.is_main():
-    ranking.save_ranks(workdir, dataset.user_ids, found)
+    ranking.save_ranks(workdir, dataset, found)
     item_vectors.save(workdir, dataset.item_ids, vectors.reshape(dataset.num_items, -1))
   return fitting.record(trained.fitted, started) | results
 
