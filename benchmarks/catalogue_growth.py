@@ -17,10 +17,9 @@ import statistics
 import sys
 import time
 
-import harness
 import jax
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.decoding import generate, trie
 

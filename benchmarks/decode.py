@@ -13,10 +13,9 @@ import argparse
 import sys
 
 import exact_search
-import harness
 import jax
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.decoding import beam, generate, trie
 
@@ -29,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-  import hf_t5  # Needs the extra.
+  from lib import hf_t5  # Needs the extra.
 
   shape = workload.QUICK if args.quick else workload.FULL
   num_beams, num_results = (7, 5) if args.quick else (NUM_BEAMS, NUM_RESULTS)

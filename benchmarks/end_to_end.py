@@ -15,9 +15,8 @@ import argparse
 import pathlib
 import sys
 
-import harness
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.data import atomic, batches, synthetic
 from bbqrec_jax.data.dataset import Dataset

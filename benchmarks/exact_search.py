@@ -11,10 +11,10 @@ import json
 import pathlib
 import sys
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lib import harness
 from ml_collections import config_dict
 
 from bbqrec_jax import checkpoint, main

@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 
-import harness
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax import run_record
 from bbqrec_jax.data import atomic, batches

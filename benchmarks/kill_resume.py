@@ -32,10 +32,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
-import ends
-import harness
 import numpy as np
-import workload
+from lib import ends, harness, workload
 
 from bbqrec_jax import main
 from bbqrec_jax.errors import UserError

@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import harness
 import jax
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax import compile_cache, run_record
 from bbqrec_jax.decoding import generate, trie

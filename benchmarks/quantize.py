@@ -11,10 +11,10 @@ import functools
 import sys
 from collections.abc import Callable
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lib import harness
 
 from bbqrec_jax.models import quantizer
 

@@ -32,9 +32,8 @@ import pathlib
 import subprocess
 import sys
 
-import harness
 import numpy as np
-import workload
+from lib import harness, workload
 from ml_collections import config_dict
 
 from bbqrec_jax import main as main_lib
@@ -44,7 +43,7 @@ from bbqrec_jax.data.dataset import HELD_OUT, Dataset
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import runs, systems
 
-DRIVER = pathlib.Path(__file__).resolve().with_name("recbole_driver.py")
+DRIVER = pathlib.Path(__file__).resolve().parent / "lib" / "recbole_driver.py"
 MAX_HISTORY, MIN_INTERACTIONS, PATIENCE = 20, 5, 10
 TARGETS_OF_A_STEP = 2048  # RecBole's default.
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")

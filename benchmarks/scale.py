@@ -14,11 +14,10 @@ import re
 import sys
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
-import workload
 from jax.sharding import NamedSharding, PartitionSpec
+from lib import harness, workload
 
 from bbqrec_jax import loop, optim, partition, train_state
 from bbqrec_jax.decoding import generate

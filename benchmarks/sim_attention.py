@@ -15,11 +15,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.decoding import generate, trie
 from bbqrec_jax.models import attention

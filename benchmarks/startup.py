@@ -22,8 +22,7 @@ import sys
 import tempfile
 import time
 
-import harness
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.data import semantic_ids
 from bbqrec_jax.errors import UserError
@@ -85,7 +84,7 @@ def start(module: str, arguments: list[str], cache: pathlib.Path) -> dict[str, f
 
   Raises UserError, with the end of what it printed, if it fails.
   """
-  program = pathlib.Path(__file__).with_name("watch_compiles.py")
+  program = pathlib.Path(__file__).parent / "lib" / "watch_compiles.py"
   out = cache.with_suffix(".json")
   settings = dict(  # As compile_cache.enable() has them.
     JAX_COMPILATION_CACHE_DIR=str(cache),

@@ -11,11 +11,10 @@ python benchmarks/train_step.py --out=results/benchmarks/train_step.json
 import argparse
 import sys
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-import workload
+from lib import harness, workload
 
 from bbqrec_jax.trainers import generator as generator_trainer
 
@@ -29,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-  import hf_t5  # Needs the extra.
+  from lib import hf_t5  # Needs the extra.
 
   shape = workload.QUICK if args.quick else workload.FULL
   steps = {3: 2} if args.quick else STEPS
@@ -65,7 +64,7 @@ def measure(
   shape: workload.Shape, batch_size: int, dropout_rate: float, num_steps: int, num_rounds: int
 ) -> dict[str, list[float]]:
   """Seconds of num_steps steps: "hf", "ours", "ours_sim" -> one figure a round."""
-  import hf_t5
+  from lib import hf_t5
 
   catalogue = workload.make_catalogue(shape)
   histories = workload.make_histories(shape, batch_size)

@@ -2,7 +2,10 @@
 
 import json
 import os
+import pathlib
+import runpy
 import statistics
+import sys
 import time
 
 import chex
@@ -13,13 +16,15 @@ from bbqrec_jax.decoding import beam, generate, trie
 from bbqrec_jax.errors import UserError
 from tests import smoke_run
 
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
+
 
 @pytest.fixture
 def hf_t5(load):
   """Hugging Face's side; without the extra [bench] these tests are skipped."""
   for package in ("torch", "transformers"):
     pytest.importorskip(package)
-  module = load("hf_t5")
+  module = load("lib.hf_t5")
   module.use_all_cpus()
   return module
 
@@ -32,8 +37,25 @@ class _Pending:
     return self
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_file_is_a_command_that_tells_what_it_measures(load, name, monkeypatch, capsys):
+  """README says so. No extra is needed for it; report.py alone writes no record."""
+  lib = load("lib")
+  for package in ("torch", "transformers", "recbole", "matplotlib", "lib.hf_t5"):
+    monkeypatch.setitem(sys.modules, package, None)  # As if it were not installed.
+  monkeypatch.delattr(lib, "hf_t5", raising=False)  # Where another test has imported it.
+  path = FOLDER / f"{name}.py"
+  monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_path(str(path), run_name="__main__")
+  assert ended.value.code == 0
+  told = capsys.readouterr().out
+  assert f"python benchmarks/{name}.py" in told
+  assert ("--out" in told) == (name != "report")
+
+
 def test_rounds_are_interleaved_warmed_up_and_waited_for(load):
-  harness, calls = load("harness"), []
+  harness, calls = load("lib.harness"), []
   candidates = {
     "at_once": lambda: calls.append("at_once"),
     "later": lambda: calls.append("later") or [_Pending()],
@@ -48,7 +70,7 @@ def test_rounds_are_interleaved_warmed_up_and_waited_for(load):
 
 
 def test_a_ratio_is_taken_within_each_round(load):
-  harness, slow, fast = load("harness"), [2.0, 30.0, 4.0], [1.0, 10.0, 1.0]
+  harness, slow, fast = load("lib.harness"), [2.0, 30.0, 4.0], [1.0, 10.0, 1.0]
   assert harness.ratio(slow, fast) == 3.0 != statistics.median(slow) / statistics.median(fast)
   assert harness.summary({"slow": slow}) == {"slow": dict(median_s=4.0, min_s=2.0, num_rounds=3)}
   for wrong in (slow[:2], []):
@@ -57,7 +79,7 @@ def test_a_ratio_is_taken_within_each_round(load):
 
 
 def test_a_record_has_ratios_details_and_provenance(load, tmp_path, capsys):
-  harness, out = load("harness"), tmp_path / "x.json"
+  harness, out = load("lib.harness"), tmp_path / "x.json"
   run = lambda args: dict(ratios=dict(a_vs_b=np.float32(args.scale)), details=dict(sizes=(2, 3)))
   add_options = lambda parser: parser.add_argument("--scale", type=float)
   argv = [f"--out={out}", "--scale=1.5", "--quick"]
@@ -76,13 +98,13 @@ def test_a_record_has_ratios_details_and_provenance(load, tmp_path, capsys):
 def test_without_out_the_figures_are_only_printed(load, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   run = lambda args: dict(ratios=dict(a_vs_b=1.5), details={})
-  assert load("harness").main(run, "doc", argv=[]) == 0
+  assert load("lib.harness").main(run, "doc", argv=[]) == 0
   assert capsys.readouterr().out.split() == ["a_vs_b", "1.5"]
   assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_user_can_mend_is_one_sentence_and_writes_nothing(load, tmp_path, capsys):
-  harness, calls = load("harness"), []
+  harness, calls = load("lib.harness"), []
 
   def error_of(error, out):
     def run(args):
@@ -113,13 +135,13 @@ def test_quantize_compares_equal_codes(load, tmp_path):
     np.testing.assert_array_equal(quantize.assign(nearest_fn, points, codebooks), expected)
   out = tmp_path / "quantize.json"
   argv = [f"--out={out}", "--quick", "--rounds=2"]
-  assert load("harness").main(quantize.run, "doc", quantize.add_options, argv) == 0
+  assert load("lib.harness").main(quantize.run, "doc", quantize.add_options, argv) == 0
   record = json.loads(out.read_text())
   assert record["ratios"]["assign_vs_naive"] > 0 and record["details"]["differing_codes"] == 0
 
 
 def test_steps_of_the_workload_train(load):
-  workload = load("workload")
+  workload = load("lib.workload")
   model = workload.make_model(workload.QUICK, similarity=False, dropout_rate=0.0)
   catalogue = workload.make_catalogue(workload.QUICK)
   params = workload.init_params(model, catalogue, workload.QUICK.max_history)
@@ -153,7 +175,7 @@ def test_the_trie_of_hugging_faces_side_allows_what_the_catalogue_continues(hf_t
 
 
 def test_hugging_faces_side_trains_and_its_wide_beam_ranks_every_item(load, hf_t5):
-  workload, torch = load("workload"), hf_t5.torch
+  workload, torch = load("lib.workload"), hf_t5.torch
   shape = workload.QUICK._replace(num_items=13)
   codes = np.asarray(workload.make_catalogue(shape).codes)
   inputs = hf_t5.encoder_inputs(shape, codes, workload.make_histories(shape, 3))
@@ -182,7 +204,7 @@ def test_hugging_faces_side_trains_and_its_wide_beam_ranks_every_item(load, hf_t
 def test_comparisons_with_hugging_face_run(load, hf_t5, name, tmp_path):
   benchmark, out = load(name), tmp_path / "out.json"
   argv = [f"--out={out}", "--quick", "--rounds=1"]
-  assert load("harness").main(benchmark.run, "doc", benchmark.add_options, argv) == 0
+  assert load("lib.harness").main(benchmark.run, "doc", benchmark.add_options, argv) == 0
   record = json.loads(out.read_text())
   assert record["ratios"] and all(value > 0 for value in record["ratios"].values())
   assert record["provenance"]["versions"]["torch"]
@@ -191,7 +213,7 @@ def test_comparisons_with_hugging_face_run(load, hf_t5, name, tmp_path):
 
 
 def test_what_a_beam_misses_is_counted_against_the_true_best(load):
-  exact_search, workload = load("exact_search"), load("workload")
+  exact_search, workload = load("exact_search"), load("lib.workload")
   shape = workload.QUICK._replace(num_items=7, num_levels=2, num_signals=1)
   model = workload.make_model(shape, similarity=False, dropout_rate=0.0)
   catalogue = workload.make_catalogue(shape)
@@ -217,7 +239,7 @@ def test_what_a_beam_misses_is_counted_against_the_true_best(load):
 def test_exact_search_reads_a_trained_run(load, tmp_path):
   exact_search, out, trained = load("exact_search"), tmp_path / "x.json", smoke_run.finished()
   argv = [f"--workdir={trained.workdir}", f"--out={out}", "--quick"]
-  assert load("harness").main(exact_search.run, "doc", exact_search.add_options, argv) == 0
+  assert load("lib.harness").main(exact_search.run, "doc", exact_search.add_options, argv) == 0
   details = json.loads(out.read_text())["details"]
   assert details["num_users"] == 16
   assert details["num_beams"] == trained.config.generator.num_beams
@@ -228,7 +250,7 @@ def test_exact_search_reads_a_trained_run(load, tmp_path):
 
 def test_padded_and_grouped_epochs_hold_the_same_examples(load, tmp_path):
   end_to_end = load("end_to_end")
-  config = load("workload").load_config("atomic", "smoke")
+  config = load("lib.workload").load_config("atomic", "smoke")
   dataset = end_to_end.synthetic.load(num_users=40, num_items=60)
   epochs = [
     end_to_end.make_batches(config, dataset, config.generator, "prefixes", grouped).epoch(0)
@@ -259,9 +281,11 @@ def test_padded_and_grouped_epochs_hold_the_same_examples(load, tmp_path):
 
 def test_a_case_of_the_memory_benchmark_has_its_own_process(load, tmp_path):
   memory = load("memory")
-  assert load("workload").in_own_process(os.getpid) != os.getpid()
+  assert load("lib.workload").in_own_process(os.getpid) != os.getpid()
   case = dict(stage="index_build", num_items=97, batch_size=0)
-  held = load("workload").in_own_process(memory.measure, **case, cache=str(tmp_path), quick=True)
+  held = load("lib.workload").in_own_process(
+    memory.measure, **case, cache=str(tmp_path), quick=True
+  )
   assert 0 < held["data_mb"] <= held["peak_mb"]
 
 
@@ -298,5 +322,5 @@ def test_slow_benchmarks_run(load, name, tmp_path):
   add_options = getattr(benchmark, "add_options", lambda parser: None)
   rounds = [] if name == "memory" else ["--rounds=1"]
   argv = [f"--out={out}", "--quick", *rounds]
-  assert load("harness").main(benchmark.run, "doc", add_options, argv) == 0
+  assert load("lib.harness").main(benchmark.run, "doc", add_options, argv) == 0
   assert all(value > 0 for value in json.loads(out.read_text())["ratios"].values())

@@ -145,7 +145,7 @@ PARAMS = dict(kernel=jnp.arange(6.0).reshape(2, 3) + 10, bias=jnp.float32(-0.0))
   ],
 )
 def test_whatever_differs_is_found_and_named(load, ended, tmp_path, change, said):
-  ends = load("ends")
+  ends = load("lib.ends")
   other = tmp_path / "other"
   shutil.copytree(ended, other)
   change(other)
@@ -165,7 +165,7 @@ def test_what_is_of_the_process_alone_is_no_difference(load, ended, tmp_path):
   change_results(later)(other)
   change_text('"time": 1.5', '"time": 2.5')(other)
   change_text('"loss": 2.0', '"loss": 3.0')(other)  # SIGTERM cuts a mean over steps in two.
-  assert load("ends").differences(ended, other) == []
+  assert load("lib.ends").differences(ended, other) == []
 
 
 def test_a_start_is_seen_by_what_it_wrote_itself(load, tmp_path):
@@ -299,7 +299,7 @@ def test_a_kill_can_wait_for_a_checkpoint_that_begins_to_be_written(load, tmp_pa
 def test_what_cannot_be_is_one_sentence(load, capsys, argv):
   kill_resume = load("kill_resume")
   options = (kill_resume.run, "doc", kill_resume.add_options)
-  assert load("harness").main(*options, argv) == 1
+  assert load("lib.harness").main(*options, argv) == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("Error: --kills must be")
 
@@ -309,7 +309,7 @@ def test_a_real_run_survives_kills(load, tmp_path, capsys):
   kill_resume, out = load("kill_resume"), tmp_path / "out.json"
   options = (kill_resume.run, "doc", kill_resume.add_options)
   argv = [f"--out={out}", "--kills=2", "--writes=0.5", f"--folder={tmp_path / 'runs'}"]
-  status = load("harness").main(*options, argv)
+  status = load("lib.harness").main(*options, argv)
   said = capsys.readouterr()
   assert status == 0, said.err
   record = json.loads(out.read_text())

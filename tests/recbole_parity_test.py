@@ -152,7 +152,7 @@ def test_recbole_itself(parity, tmp_path):
     pytest.skip("RECBOLE_PYTHON does not name the Python of RecBole's environment.")
   out = tmp_path / "parity.json"
   argv = [f"--recbole_python={python}", f"--workdir={tmp_path}", "--quick", f"--out={out}"]
-  harness = sys.modules["harness"]
+  harness = sys.modules["lib.harness"]
   options = [*argv, "--models", "sasrec", "--rounds=1"]
   assert harness.main(parity.run, parity.__doc__, parity.add_options, options) == 0
   record = json.loads(pathlib.Path(out).read_text())

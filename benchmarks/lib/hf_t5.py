@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import workload
 
 from bbqrec_jax import run_record
+from lib import workload
 
 PAD = 0  # Also what the decoder starts with; codes come behind it.
 

@@ -1,6 +1,6 @@
 """Runs a module as `python -m` does, and writes how long JAX compiled meanwhile.
 
-python benchmarks/watch_compiles.py OUT.json MODULE [ARGUMENTS]
+python benchmarks/lib/watch_compiles.py OUT.json MODULE [ARGUMENTS]
 
 OUT.json is {"compile_s": of XLA, or of reading its result from the cache; "trace_s": of tracing and
 lowering, which no cache saves (a jitted function inside another is counted twice); "num_hits",

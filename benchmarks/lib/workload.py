@@ -28,7 +28,7 @@ from bbqrec_jax.trainers import item_codes
 from bbqrec_jax.trainers import ranker as ranker_trainer
 from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # AdamW; Hugging Face's side is given the same.
 OPTIMIZER = dict(learning_rate=3e-4, weight_decay=0.035, clip_norm=1.0)
 MICRO_BATCH_SIZE = 64  # configs/common.py's.
