@@ -60,10 +60,6 @@ class Trie:
     """What the arrays take."""
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
-  def num_children(self, depth: int) -> int:
-    """How many children all parents of a depth have together."""
-    return self.num_nodes[depth] if depth < self.num_levels else self.num_items
-
   def codes(self, level: int, nodes: jax.Array) -> jax.Array:
     """[..., M] int32 in [0, N): the last tokens of [...] int32 nodes of a level."""
     if level == 0 and self.roots is not None:
