@@ -1,7 +1,9 @@
 """BBQRec's generator: an encoder-decoder that spells the next item's semantic ID.
 
 T5-like (Raffel et al. 2020, arXiv:1910.10683): pre-norm with RMSNorm, relative position bias,
-no biases. The encoder's self-attention is similarity-enhanced (BBQRec Eqs. (14)-(17)).
+no biases. The encoder's self-attention is similarity-enhanced (BBQRec Eqs. (14)-(17)). Where T5
+drops out attention weights too, this model drops out none, in any of its attentions: the back ends
+of the similarity-enhanced one keep them to themselves.
 """
 
 import functools

@@ -13,8 +13,9 @@ class Encoder(nn.Module):
   """A transformer over item vectors.
 
   Kang and McAuley 2018 (SASRec, arXiv:1808.09781). Item vectors are the caller's rather than of a
-  table of its own; blocks are pre-norm with a GELU layer four times as wide, where the paper has
-  ReLU and one width. Dropout of attention weights draws one mask [T, T] for all histories of a
+  table of its own, and with their positions they pass a LayerNorm before the first block, where the
+  paper has dropout alone; blocks are pre-norm with a GELU layer four times as wide, where the paper
+  has ReLU and one width. Dropout of attention weights draws one mask [T, T] for all histories of a
   batch and all heads, which is Flax's default, where the paper draws one for each. Position 0 is a
   history's oldest item.
   """

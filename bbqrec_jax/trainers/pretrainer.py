@@ -6,9 +6,10 @@ and away from those of the rest of the batch. The model is an item_ranker.OneTar
 but the loss is the ranker's (trainers/ranker.py); the section's fields are too.
 
 Where we differ: on the same data as the fine-tuning, so that validation selects and stops here as
-everywhere; an augmented sequence always lacks items (the authors drop words of one in ten instead,
-for which texts would have to be encoded again); an item that is the target of several sequences of
-a batch is one candidate and no negative of its own.
+everywhere; a sequence is augmented by dropping items alone (the authors drop words of one in ten
+instead, for which texts would have to be encoded again), each but the first with `item_drop_rate`,
+so that a short one may stay whole; an item that is the target of several sequences of a batch is
+one candidate and no negative of its own.
 """
 
 import functools
@@ -65,7 +66,7 @@ def loss_fn(
       the negatives are those of the whole batch.
     temperature: of the contrast between sequences; that to items is scored as the model ranks.
     sequence_weight: of the contrast between sequences.
-    item_drop_rate: the share of items that an augmented sequence lacks.
+    item_drop_rate: how probably an augmented sequence lacks each of its items but the first.
     axis_name: as in losses.py.
   """
   items = ranker.catalogue(model, params, inputs)
@@ -126,12 +127,12 @@ def contrast(
 
 
 def drop_items(history: jax.Array, words: jax.Array, rate: float) -> jax.Array:
-  """Histories that lack some of their items; what is left moves up.
+  """Histories that may lack some of their items; what is left moves up.
 
   Args:
     history: [R, T] int32, -1 behind the end; the first item always stays.
     words: [2] uint32, random.
-    rate: the share of the others that are dropped.
+    rate: how probably each of the others is dropped.
 
   Returns:
     [R, T] int32.
