@@ -44,6 +44,13 @@ def test_values_that_are_not_finite_in_float32_are_refused(tmp_path, bad):
     features.take_rows(matrix(tmp_path / "x.npy", values), ROWS, "x.npy")
 
 
+def test_zeros_for_every_item_are_refused(tmp_path):
+  values = np.zeros((5, 3))
+  values[1] = 1.0  # Of an item that nobody has met.
+  with pytest.raises(UserError, match=r"x\.npy: every row of an item .* is zero.*check the file"):
+    features.take_rows(matrix(tmp_path / "x.npy", values), ROWS, "x.npy")
+
+
 @pytest.mark.parametrize("content", [b"", b"no numpy", None])
 def test_files_that_are_not_whole_are_refused(tmp_path, content):
   path = tmp_path / "x.npy"

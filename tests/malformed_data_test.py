@@ -358,6 +358,7 @@ MATRICES = [  # (content of text.npy, what is said)
   (npy(np.where(FEATURES == 4.0, np.nan, FEATURES)), "row 1 (counted from 0) holds NaN"),
   (npy(np.where(FEATURES == 8.0, np.inf, FEATURES)), "row 3 (counted from 0) holds NaN"),
   (npy(np.where(FEATURES == 8.0, -np.inf, FEATURES)), "row 3"),
+  (npy(FEATURES * 0), "text.npy: every row of an item with interactions is zero"),
   (npy(FEATURES.astype(np.float64) * 1e300), "row 0 (counted from 0) holds NaN or infinity"),
   (npy(FEATURES.astype(np.longdouble) * np.longdouble("1e1000")), "row 0"),
 ]

@@ -65,7 +65,7 @@ def take_rows(values: np.ndarray, rows: np.ndarray, path: str) -> Features:
     rows: [I] int64 in [-1, R).
     path: where the values come from, for the message.
 
-  Raises UserError if a value is not finite as float32.
+  Raises UserError if a value is not finite as float32, or every item is absent.
   """
   taken = np.zeros((len(rows), values.shape[1]), np.float32)
   known = rows >= 0
@@ -78,7 +78,13 @@ def take_rows(values: np.ndarray, rows: np.ndarray, path: str) -> Features:
       f"{path}: row {row} (counted from 0) holds NaN or infinity; "
       "mend it, or set the whole row to zero to mark the item as absent."
     )
-  return Features(taken, taken.any(axis=1))
+  present = taken.any(axis=1)
+  if not present.any():
+    raise UserError(
+      f"{path}: every row of an item with interactions is zero, so that no item has a vector; "
+      "check the file, or leave it out."
+    )
+  return Features(taken, present)
 
 
 def make_features(
