@@ -196,7 +196,7 @@ ITEM_TABLES = [  # (source, edit of its item table, what is said)
   ("shop.item", swap("Title b", b"\x80"), "not UTF-8"),
   ("shop.item", lambda content: content.split(b"\n")[0], "none of the items"),
   ("shop.item", lambda content: content + b"e\tTitle e\t1\n", "4 rows, but"),
-  ("items.csv", put(""), "no column 'item_id'"),
+  ("items.csv", put(""), "items.csv: the file is empty"),
   ("items.csv", swap("item_id", "item"), "no column 'item_id'"),
   ("items.csv", swap("title", "item_id"), "'item_id' is there 2 times"),
   ("items.csv", swap("brand", "title"), "'title' is there 2 times"),
@@ -204,8 +204,8 @@ ITEM_TABLES = [  # (source, edit of its item table, what is said)
   ("items.csv", swap("\nb,", "\n,"), "items.csv:3: item_id is empty"),
   ("items.csv", swap('"Title, b"', "Title, b"), "items.csv:3: 4 fields"),
   ("items.csv", swap('"Title, b"', '"Title, b'), "not CSV"),
-  ("items.csv", swap('"Title, b"', '"Title" b"'), "not CSV"),
-  ("items.csv", swap("Title", b"\xfe"), "not CSV in UTF-8"),
+  ("items.csv", swap('"Title, b"', '"Title" b"'), "items.csv:3: the row is not CSV"),
+  ("items.csv", swap("Title, b", "Très".encode("latin-1")), "items.csv:3: the text is not UTF-8"),
   ("items.csv", lambda content: content.replace(b",", b";"), "no column 'item_id'"),
 ]
 
@@ -220,11 +220,12 @@ def test_item_tables(root, case):
 
 
 CSV = [  # (edit of log.csv, what is said)
-  (put(""), "no column 'user_id'"),
-  (put("\n\n"), "no column 'user_id'"),
+  (put(""), "log.csv: the file is empty"),
+  (put("\n\n"), "log.csv: the file is empty"),
   (put("user_id,item_id,timestamp"), "none of the 0 interactions"),
-  (lambda content: content.decode().encode("utf-16"), "not CSV in UTF-8"),
-  (lambda content: gz(content), "not CSV in UTF-8"),
+  (lambda content: content.decode().encode("utf-16"), "log.csv:1: the text is not UTF-8"),
+  (lambda content: gz(content), "log.csv:1: the text is not UTF-8"),
+  (lambda content: content + b"u0,a,9\n" * 1_000 + b"\xe9,a,9", "log.csv:1014: the text is not"),
   (lambda content: content.replace(b",", b";"), "no column 'user_id'"),
   (swap("user_id", "item_id"), "no column 'user_id'"),
   (swap("timestamp", "timestamp,user_id"), "'user_id' is there 2 times"),
@@ -238,8 +239,8 @@ CSV = [  # (edit of log.csv, what is said)
   (swap("u0,b,1", "u0\0,b,1"), "NUL"),
   (swap("u0,b,1", f"{'u' * 300_000},b,1"), "300,000 characters"),
   (swap("u0,b,1", '"u0,b,1'), "not CSV"),
-  (swap("u0,b,1", '"u0"x,b,1'), "not CSV"),
-  (swap("u0,b,1", 'u0,"b\n\n,1'), "not CSV"),
+  (swap("u0,b,1", '"u0"x,b,1'), "log.csv:3: the row is not CSV"),
+  (swap("u0,b,1", 'u0,"b\n\n,1'), "log.csv:3: the row is not CSV"),
 ]
 
 
@@ -264,10 +265,16 @@ def parquet_cases():
     (good | dict(timestamp=[1, 2, None, 4]), "log.parquet:3: timestamp"),
     (good | dict(timestamp=["1", "2", "three", "4"]), "log.parquet:3: timestamp"),
     (good | dict(timestamp=[True, False, True, True]), "timestamp must be a number, got True"),
-    (good | dict(timestamp=pa.array(times, pa.date32())), "timestamp must be a number"),
+    (good | dict(timestamp=pa.array(times, pa.time32("s"))), "timestamp must be a number"),
     (good | dict(timestamp=pa.array([[t] for t in times])), "timestamp must be a number"),
+    (good | dict(user_id=pa.array([b"u"] * 4)), "column 'user_id' holds binary"),
+    (good | dict(user_id=[["u"]] * 4), "column 'user_id' holds list<"),
+    (good | dict(item_id=[0.0, 1.0, None, 3.0]), "column 'item_id' holds double"),
+    (good | dict(item_id=[True, False, True, False]), "column 'item_id' holds bool"),
+    (good | dict(item_id=[None] * 4), "log.parquet:1: item_id is empty"),
+    (dict(user=users), "no column 'user_id'; the columns are user."),
     (dict(user_id=users, timestamp=times), "no column 'item_id'"),
-    ({}, "no column"),
+    ({}, "no column 'user_id'; the columns are none."),
     ({name: [] for name in good}, "none of the 0 interactions"),
   ]
 
@@ -279,7 +286,7 @@ def write_parquet(path: pathlib.Path, columns: dict) -> None:
   pq.write_table(pa.table(columns), path)
 
 
-@pytest.mark.parametrize("case", range(11))
+@pytest.mark.parametrize("case", range(17))
 def test_parquet_columns(root, case):
   columns, expected = parquet_cases()[case]
   write_parquet(root / "log.parquet", columns)

@@ -13,6 +13,7 @@ from bbqrec_jax.data.lines import check_distinct, check_file
 from bbqrec_jax.errors import UserError
 
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp")
+_IDS = ("user_id", "item_id")
 
 
 def load(
@@ -33,7 +34,7 @@ def load(
 
   Args:
     interactions: .csv or .parquet with columns user_id, item_id and timestamp (a number, or a
-      Parquet time); ~ is expanded.
+      Parquet time or date); ~ is expanded.
     items: .csv or .parquet with a column item_id; every other column of text can become vectors.
     features: modality -> .npy file, [rows of items, F]; a zero row is an absent item.
     modalities: which modalities to load.
@@ -139,21 +140,26 @@ def _read_table(
   """
   path = check_file(path)
   if path.endswith(".csv"):
-    have, rows = _read_csv(path)
+    have, rows = _read_csv(path, needed)
   elif path.endswith(".parquet"):
-    have, rows = _read_parquet(path, None if all_columns else list(needed))
+    have, rows = _read_parquet(path, needed, all_columns)
   else:
     raise UserError(f"{path}: unknown kind of table; expected a .csv or .parquet file.")
-  for name in needed:
-    if name not in have:
-      raise UserError(f"{path}: no column {name!r}; the columns are {', '.join(have)}.")
   check_distinct([name for name in have if all_columns or name in needed], path)
   names = list(needed) + [name for name in have if all_columns and name not in needed]
   index = [have.index(name) for name in names]
   return names, ((number, tuple(row[i] for i in index)) for number, row in rows)
 
 
-def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def _check_needed(names: Sequence[str], needed: Sequence[str], path: str) -> None:
+  for name in needed:
+    if name not in names:
+      raise UserError(f"{path}: no column {name!r}; the columns are {', '.join(names) or 'none'}.")
+
+
+def _read_csv(
+  path: str, needed: Sequence[str]
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
   csv.field_size_limit(2**31 - 1)  # The default, 128 KiB, is less than some descriptions.
 
   def read() -> Iterator[tuple[int, list[str]]]:
@@ -165,11 +171,20 @@ def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
           number = reader.line_num
           if row:  # The csv module gives [] for a blank line.
             yield number, row
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-      raise UserError(f"{path}: not CSV in UTF-8 after line {number} ({error}).") from error
+    except UnicodeDecodeError as error:  # Text is decoded ahead of the rows.
+      raise UserError(
+        f"{path}:{_first_undecodable(path)}: the text is not UTF-8; convert the file to UTF-8."
+      ) from error
+    except csv.Error as error:
+      raise UserError(f"{path}:{number + 1}: the row is not CSV ({error}).") from error
+    except OSError as error:
+      raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
   lines = read()
   _, header = next(lines, (1, []))
+  if not header:
+    raise UserError(f"{path}: the file is empty; its first line must name the columns.")
+  _check_needed(header, needed, path)
 
   def rows() -> Iterator[tuple[int, list[str]]]:
     for number, row in lines:
@@ -180,25 +195,46 @@ def _read_csv(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
   return header, rows()
 
 
+def _first_undecodable(path: str) -> int:
+  """The number, from 1, of the first line that is not UTF-8; 0 if all are by now."""
+  with open(path, "rb") as file:
+    for number, line in enumerate(file, start=1):
+      try:
+        line.decode()
+      except UnicodeDecodeError:
+        return number
+  return 0
+
+
 def _read_parquet(
-  path: str, columns: list[str] | None
+  path: str, needed: Sequence[str], all_columns: bool
 ) -> tuple[list[str], Iterator[tuple[int, tuple]]]:
   pa, pq = _import_pyarrow(path)
   try:
     file = pq.ParquetFile(path)
   except (pa.ArrowException, OSError, ValueError) as error:
     raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)}).") from error
-  have = [name for name in file.schema_arrow.names if columns is None or name in columns]
+  _check_needed(file.schema_arrow.names, needed, path)
+  have = [name for name in file.schema_arrow.names if all_columns or name in needed]
+  for field in file.schema_arrow:
+    if field.name in needed and field.name in _IDS and not _is_id_type(pa, field.type):
+      raise UserError(
+        f"{path}: column {field.name!r} holds {field.type}, but ids are text or integers; "
+        "convert the column."
+      )
 
-  def values(column) -> list:
-    # Times become integers, whose order is all that counts.
-    return (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+  def values(name: str, column) -> list:
+    kind = column.type
+    # Times become integers, whose order is all that counts. A date among texts is a text.
+    if pa.types.is_timestamp(kind) or (name in needed and pa.types.is_date(kind)):
+      column = column.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64())
+    return column.to_pylist()
 
   def rows() -> Iterator[tuple[int, tuple]]:
     number = 0
     try:
       for batch in file.iter_batches(columns=have):
-        for row in zip(*map(values, batch.columns)):
+        for row in zip(*map(values, have, batch.columns)):
           number += 1
           yield number, row
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -206,6 +242,15 @@ def _read_parquet(
       raise UserError(f"{path}: damaged after row {number} ({reason}).") from error
 
   return have, rows()
+
+
+def _is_id_type(pa, kind) -> bool:
+  """Whether str() of a column's values gives ids: of a float it would be "7.0", or "nan"."""
+  if pa.types.is_dictionary(kind):
+    kind = kind.value_type
+  of_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+  # A column of nulls alone has no type; its rows are refused one by one.
+  return of_text or pa.types.is_integer(kind) or pa.types.is_null(kind)
 
 
 def _first_line(error: Exception) -> str:
