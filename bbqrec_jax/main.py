@@ -303,6 +303,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
 def _flag_error(error: Exception) -> str:
   """What the user has to know, out of messages that wrap each other and whole tracebacks."""
   text = str(error.args[0])
+  if missing := re.search(r"Flag (--\w+) must have a value other than None", text):
+    return f"{missing[1]} is missing; see --help."
   # Of an override, --config.x.y=value: the two ways in which a ConfigDict says it has no y.
   near = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
   if near:

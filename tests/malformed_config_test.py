@@ -345,7 +345,7 @@ def test_every_flag_with_nonsense(tmp_path, monkeypatch, capsys, name):
 
 
 FLAGS = [  # (arguments, what is said)
-  ((), "--config must have a value"),
+  ((), "--config is missing; see --help."),
   (("--config=",), ""),
   (("--config=gone.py",), "No such file"),
   (("--config=configs",), ""),

@@ -233,9 +233,11 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, fake, capsys, args, said):
   [
     (["--workdir="], "argument --workdir: is empty; give a folder"),
     (["--out="], "argument --out: is empty; give a folder"),
+    (["--seeds=x"], "argument --seeds: 'x' is no whole number from 1"),
+    (["--jobs=0"], "argument --jobs: '0' is no whole number from 1"),
   ],
 )
-def test_an_empty_folder_is_refused(tmp_path, fake, capsys, args, said):
+def test_what_is_no_folder_or_no_number_is_refused(tmp_path, fake, capsys, args, said):
   with pytest.raises(SystemExit) as exit_:
     command(tmp_path, "--systems=sasrec", *args)
   assert exit_.value.code == 2 and said in capsys.readouterr().err and not started(fake)

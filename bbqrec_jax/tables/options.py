@@ -53,9 +53,13 @@ def make_folders(*folders: pathlib.Path) -> None:
 
 def at_least_one(text: str) -> int:
   """A whole number from 1."""
-  if int(text) < 1:
-    raise argparse.ArgumentTypeError("must be at least 1")
-  return int(text)
+  try:
+    number = int(text)
+  except ValueError:
+    number = 0
+  if number < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+  return number
 
 
 def names(text: str) -> tuple[str, ...]:
