@@ -64,7 +64,7 @@ def test_parquet(root, kind):
 def test_parquet_without_pyarrow(root, monkeypatch):
   (root / "log.parquet").write_bytes(b"")
   monkeypatch.setitem(sys.modules, "pyarrow", None)
-  with pytest.raises(UserError, match=r"bbqrec_jax\[table\].*or give a \.csv"):
+  with pytest.raises(UserError, match=r"install '\.\[table\]' in the clone.*or give a \.csv"):
     load(root, "parquet", items=None, features=None)
 
 

@@ -62,7 +62,7 @@ def test_a_local_model_that_changed_is_used_again(tmp_path):
 
 def test_without_the_library_both_ways_out_are_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-  with pytest.raises(UserError, match=r"bbqrec_jax\[text\].*features\.text=FILE\.npy.*no_text"):
+  with pytest.raises(UserError, match=r"install '\.\[text\]'.*features\.text=FILE\.npy.*no_text"):
     text.encode(["red"], "model", str(tmp_path))
 
 

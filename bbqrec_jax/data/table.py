@@ -264,7 +264,7 @@ def _import_pyarrow(path: str):
     import pyarrow.parquet as pq
   except ImportError as error:
     raise UserError(
-      f"{path}: Parquet needs pyarrow; install it (pip install 'bbqrec_jax[table]'), "
+      f"{path}: Parquet needs pyarrow; install it (pip install '.[table]' in the clone), "
       "or give a .csv file."
     ) from error
   return pa, pq

@@ -61,7 +61,7 @@ def _load_model(model_name: str):
   except ImportError as error:
     raise UserError(
       "data: turning text columns into vectors needs sentence-transformers; "
-      "install it (pip install 'bbqrec_jax[text]'), or give ready vectors "
+      "install it (pip install '.[text]' in the clone), or give ready vectors "
       "(config.data.features.text=FILE.npy), or go without text (the config argument no_text)."
     ) from error
   logging.info("Encoding texts with %s.", model_name)
