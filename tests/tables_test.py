@@ -382,7 +382,9 @@ def test_damaged_records_are_told_in_a_sentence(tmp_path, capsys):
   path = records.path(tmp_path, "beauty", "sasrec", 0)
   argv = ["--render_only", "--datasets=beauty", "--systems=sasrec", f"--out={tmp_path}"]
   whole = json.loads(path.read_text())
-  for text in ("", "[]", "{", json.dumps({k: v for k, v in whole.items() if k != "run"})):
+  changed = [{k: v for k, v in whole.items() if k != "run"}]
+  changed += [whole | dict(stages=stages) for stages in ({}, [], None, {"ranker": 3})]
+  for text in ("", "[]", "{", *map(json.dumps, changed)):
     path.write_text(text)
     assert table.main(argv) == 1
     said = capsys.readouterr().err

@@ -48,7 +48,15 @@ def make(workdir: pathlib.Path, run: dict[str, Any], latency: dict | None, has_t
 
 def read(path: pathlib.Path) -> dict:
   """A record that make() made; raises UserError if it is damaged."""
-  return run_record.read_json(path, ("run", "data", "config", "provenance", "stages"))
+  found = run_record.read_json(path, ("run", "data", "config", "provenance", "stages"))
+  stages = found["stages"]
+  are_known = isinstance(stages, dict) and all(isinstance(x, dict) for x in stages.values())
+  if not are_known or not stages:
+    raise UserError(
+      f"{path} is damaged, it tells of no stage of its run; remove it, and the command that "
+      "wrote it makes it again."
+    )
+  return found
 
 
 def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
