@@ -100,7 +100,13 @@ class FrozenTokenizer:
         continue
       scale = self._scalings[name]
       shape = (num_items, len(scale.mean))
-      values = np.zeros(shape, np.float32) if values is None else np.asarray(values, np.float32)
+      try:
+        values = np.zeros(shape, np.float32) if values is None else np.asarray(values, np.float32)
+      except (TypeError, ValueError, OverflowError) as error:  # Texts themselves, say.
+        raise UserError(
+          f"{name} must be vectors of numbers, of shape {shape}, as those of the training data "
+          f"({error})."
+        ) from error
       if values.shape != shape or not np.isfinite(values).all():
         raise UserError(f"{name} must be finite and of shape {shape}, got {values.shape}.")
       present[name] = np.any(values != 0, axis=1)

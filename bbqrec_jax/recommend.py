@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, compile_cache, run_record
+from bbqrec_jax import checkpoint, compile_cache, inputs, run_record
 from bbqrec_jax.data import semantic_ids, table
 from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
@@ -131,10 +131,11 @@ class Recommender:
       One Recommended for each history. A history without any known item gets no items.
 
     Raises:
-      UserError: k is less than 1, or the search is unknown.
+      UserError: k is no whole number from 1, the histories are no lists of strings, or the search
+        is unknown.
     """
-    if k < 1:
-      raise UserError(f"k must be at least 1, got {k}.")
+    inputs.check_k(k)
+    histories = inputs.histories(histories)
     if search not in SEARCHES:
       raise UserError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}.")
     max_history = self._config.max_history
@@ -182,16 +183,12 @@ class Recommender:
       [n, L, M] int32 semantic IDs.
 
     Raises:
-      UserError: an id is known already, features are missing or of a wrong shape, or there is no
-        running number left for the items of one semantic ID.
+      UserError: an id is none or known already, features are missing or of a wrong shape, or there
+        is no running number left for the items of one semantic ID.
     """
-    item_ids = [str(item) for item in item_ids]
-    known = [item for item in item_ids if item in self._index]
-    if known or len(set(item_ids)) < len(item_ids):
-      raise UserError(f"Items must be new and distinct; already in the catalogue: {known[:5]}.")
-    titles = [""] * len(item_ids) if titles is None else list(titles)
-    if len(titles) != len(item_ids):
-      raise UserError(f"{len(titles)} titles were given for {len(item_ids)} items.")
+    item_ids, titles = inputs.new_items(item_ids, titles, self._index)
+    if not item_ids and not any(np.size(x) for x in (text, image) if x is not None):
+      return np.zeros((0, *self._ids.codes.shape[1:]), np.int32)  # What is compiled stays so.
     if self._tokenizer is None:
       self._tokenizer = FrozenTokenizer.load(self._workdir, self._config, self._trained)
     codes, vectors = self._tokenizer.encode(len(item_ids), dict(text=text, image=image))
@@ -229,7 +226,10 @@ class Recommender:
 
     There is one for each of a few batch sizes. Otherwise each is compiled when it is first needed:
     a server calls this before its first request.
+
+    Raises UserError if k is no whole number from 1.
     """
+    inputs.check_k(k)
     for batch_size in _BATCH_SIZES:
       self._program(batch_size, min(k, len(self._ids.item_ids)))
 

@@ -18,6 +18,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
     "stage_cache",
     "recommend",
     "new_items",
+    "inputs",
     "latency",
     "compare",
     "record",

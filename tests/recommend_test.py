@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -107,11 +108,51 @@ def test_unknown_items_are_told_and_change_nothing(recommender, dataset):
   assert lost == recommend.Recommended([], [], [], ["nonsense"])
 
 
-def test_nonsense_is_refused(recommender, tmp_path):
-  with pytest.raises(UserError, match="k must be at least 1, got 0"):
-    recommender.recommend([["item1"]], k=0)
+def test_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="give the --workdir of a finished run"):
     recommend.Recommender.load(tmp_path)
+
+
+@pytest.mark.parametrize("k", [0, -3, 1.5, 2.0, "3", True, None, np.float32(3)])
+def test_k_is_a_whole_number_from_1(recommender, k):
+  for call in (recommender.compile, lambda k: recommender.recommend([["item1"]], k)):
+    with pytest.raises(UserError, match=r"^k=.* must be a whole number from 1\.$"):
+      call(k)
+
+
+def test_k_may_be_more_than_there_are(recommender):
+  for k in (np.int64(NUM_ITEMS), 10**12, sys.maxsize):
+    assert len(recommender.recommend([["item1"]], k)[0].item_ids) == NUM_ITEMS
+
+
+@pytest.mark.parametrize(
+  ("histories", "said"),
+  [
+    (["item0", "item1"], r"histories\[0\]='item0' must be a list of item ids; .* list of lists"),
+    ([["item0"], "item1"], r"histories\[1\]='item1' must be a list of item ids"),
+    (np.array(["item0", "item1"]), r"histories\[0\]=.*item0.* must be a list of item ids"),
+    ("item0", "histories='item0' must be a list of histories"),
+    ({"u1": ["item0"]}, "must be a list of histories"),
+    (None, "histories=None must be a list of histories"),
+    ([None], r"histories\[0\]=None must be a list of item ids"),
+    ([{"item0"}], r"histories\[0\]=\{'item0'\} must be a list"),  # In no order.
+    ([["item0"], ["item1", 7]], r"histories\[1\]\[1\]=7 must be text: item ids are strings"),
+    (np.array([[1, 2]]), r"histories\[0\]\[0\]=.*1.* must be text: item ids are strings"),
+    ([[b"item0"]], r"histories\[0\]\[0\]=b'item0' must be text"),
+    ([[None]], r"histories\[0\]\[0\]=None must be text"),
+  ],
+)
+def test_histories_of_another_shape_or_kind_are_refused(recommender, histories, said):
+  with pytest.raises(UserError, match=said):
+    recommender.recommend(histories)
+
+
+def test_histories_may_be_any_sequences(recommender):
+  history = ["item1", "item2"]
+  expected = recommender.recommend([history], k=3)
+  for given in ((tuple(history),), np.array([history]), [iter(history)]):
+    assert recommender.recommend(given, k=3) == expected
+  assert recommender.recommend([], k=3) == []
 
 
 def test_a_copy_of_an_item_comes_with_it(own_recommender, dataset):
@@ -153,12 +194,38 @@ def test_new_items_need_one_vector_at_least(own_recommender, dataset):
     (["new"], (1, 12), None, r"text must be finite and of shape \(1, 13\), got \(1, 12\)"),
     (["new"], (2, 13), None, r"of shape \(1, 13\), got \(2, 13\)"),
     (["new"], (1, 13), ["a", "b"], "2 titles were given for 1 items"),
+    (["new"], (1, 13), "T", "titles='T' must be a list of text, one for each item"),
+    (["new"], (1, 13), [None], r"titles\[0\]=None must be text"),
+    ("NEW1", (4, 13), None, "item_ids='NEW1' must be a list of item ids"),
+    (7, (1, 13), None, "item_ids=7 must be a list of item ids"),
+    (["new", ""], (2, 13), None, r"item_ids\[1\]: item_id is empty"),
+    (["a\0"], (1, 13), None, r"item_ids\[0\]: item_id 'a\\x00' holds a NUL character"),
+    (["new", 7], (2, 13), None, r"item_ids\[1\]: item_id must be text, got 7"),
+    ([], (1, 13), None, r"text must be finite and of shape \(0, 13\), got \(1, 13\)"),
+    ([], (0, 13), ["a"], "1 titles were given for 0 items"),
   ],
 )
 def test_wrong_new_items_are_refused(recommender, item_ids, size, titles, said):
   with pytest.raises(UserError, match=said):
     recommender.add_items(item_ids, text=np.ones(size, np.float32), titles=titles)
   assert len(recommender.item_ids) == NUM_ITEMS
+
+
+@pytest.mark.parametrize("text", [["a red shoe"], [[0.5], [0.5, 0.5]], [{}]])
+def test_texts_are_no_vectors(recommender, text):
+  with pytest.raises(UserError, match=r"text must be vectors of numbers, of shape \(1, 13\)"):
+    recommender.add_items(["new"], text=text)
+  assert len(recommender.item_ids) == NUM_ITEMS
+
+
+@pytest.mark.parametrize("given", [{}, dict(text=np.ones((0, 13)), titles=[]), dict(image=[])])
+def test_no_new_items_add_nothing(recommender, given):
+  recommender.compile(k=3)
+  programs = recommender._programs
+  codes = recommender.add_items([], **given)
+  assert codes.shape == (0, 3, 3) and codes.dtype == recommender.codes.dtype
+  assert len(recommender.item_ids) == NUM_ITEMS
+  assert recommender._programs is programs  # Nothing has to be compiled again.
 
 
 def command(finished, *args: str) -> int:
