@@ -11,14 +11,13 @@ means stands beside it.
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bbqrec_jax import metrics, run_record
+from bbqrec_jax import metrics, paths, run_record
 from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.ranks import KS, Run, Seeds, load_seeds
 
@@ -129,23 +128,29 @@ def record(a: Seeds, b: Seeds, split: str) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.compare", description=__doc__)
+  parser = argparse.ArgumentParser(
+    prog="python -m bbqrec_jax.compare",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument(
     "run_a", metavar="RUN_A", help="workdir of a run, its record, or a folder of seeds"
   )
   parser.add_argument("run_b", metavar="RUN_B", help="the run to compare with it")
   parser.add_argument("--split", choices=("valid", "test"), default="test")
-  parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
+  parser.add_argument("--out", type=paths.file, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
   return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
+  if args.out:
+    paths.check_writable(args.out)
+    for name, run in (("RUN_A", args.run_a), ("RUN_B", args.run_b)):
+      paths.check_apart(name, run, "--out", args.out)
   a, b = load_seeds(args.run_a, args.split), load_seeds(args.run_b, args.split)
   print(table(a, b))
   if args.out:
-    if not args.out.parent.is_dir():
-      raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
     run_record.write_output(args.out, record(a, b, args.split))
 
 

@@ -8,7 +8,6 @@ random items, since neither changes the work: a program's shapes do not depend o
 
 import argparse
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from bbqrec_jax import compile_cache, run_record
+from bbqrec_jax import compile_cache, paths, run_record
 from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.recommend import Recommender
 from bbqrec_jax.rules import Whole
@@ -57,10 +56,14 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.latency", description=__doc__)
-  parser.add_argument("workdir", type=pathlib.Path, help="of a finished run")
+  parser = argparse.ArgumentParser(
+    prog="python -m bbqrec_jax.latency",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("workdir", type=paths.folder, help="of a finished run")
   parser.add_argument("--num_beams", type=int, nargs="+", default=[50, 100], help="beam widths")
-  parser.add_argument("--out", type=pathlib.Path, help="a JSON file to write it to as well")
+  parser.add_argument("--out", type=paths.file, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
   return exit_status(lambda: _run(args))
 
@@ -69,6 +72,8 @@ def _run(args: argparse.Namespace) -> None:
   compile_cache.enable()
   if not all(map(Whole(1, 10_000).allows, args.num_beams)):
     raise UserError(f"--num_beams={args.num_beams} must be from 1 to 10,000.")
+  if args.out:
+    paths.check_writable(args.out)
   measured = measure(args.workdir, args.num_beams)
   if args.out:
     run_record.write_output(args.out, measured)

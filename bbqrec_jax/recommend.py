@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, compile_cache, inputs, run_record
+from bbqrec_jax import checkpoint, compile_cache, inputs, paths, run_record
 from bbqrec_jax.data import semantic_ids, table
 from bbqrec_jax.decoding import exact
 from bbqrec_jax.decoding import generate as generate_lib
@@ -289,7 +289,7 @@ def _check_has_generator(workdir: pathlib.Path) -> None:
 
 def _recommend_table(recommender: Recommender, args) -> None:
   """Reads histories from a table, and writes user_id, rank, item_id, score and title."""
-  log = table.read_interactions(args.input)
+  log = table.read_interactions(os.fspath(args.input))
   order = np.lexsort((log.times, log.users))  # Stable: ties keep the order of the file.
   bounds = np.cumsum(np.bincount(log.users))[:-1]
   histories = [[log.item_ids[i] for i in items] for items in np.split(log.items[order], bounds)]
@@ -310,7 +310,7 @@ def _recommend_table(recommender: Recommender, args) -> None:
     columns["item_id"] += result.item_ids
     columns["score"] += result.scores
     columns["title"] += result.titles
-  table.write(args.output, columns)
+  table.write(os.fspath(args.output), columns)
   print(
     f"{len(columns['rank'])} recommendations for {len(results) - len(empty)} users are in "
     f"{args.output}."
@@ -328,12 +328,20 @@ def _some(names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.recommend")
-  parser.add_argument("--workdir", required=True, help="of a finished run")
+  parser = argparse.ArgumentParser(
+    prog="python -m bbqrec_jax.recommend",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--workdir", type=paths.folder, required=True, help="of a finished run")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--history", help="item ids, oldest first, with commas between them")
-  source.add_argument("--input", help="table with user_id, item_id, timestamp (.csv, .parquet)")
-  parser.add_argument("--output", help="where --input's recommendations go (.csv, .parquet)")
+  source.add_argument(
+    "--input", type=paths.file, help="table with user_id, item_id, timestamp (.csv, .parquet)"
+  )
+  parser.add_argument(
+    "--output", type=paths.file, help="where --input's recommendations go (.csv, .parquet)"
+  )
   parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
   parser.add_argument("--filter_seen", action="store_true", help="leave out items of the history")
   parser.add_argument(
@@ -350,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
   compile_cache.enable()
   if args.output:
-    table.check_writable(args.output)
+    table.check_writable(os.fspath(args.output))
+    paths.check_apart("--input", args.input, "--output", args.output)
   recommender = Recommender.load(args.workdir)
   if args.input:
     _recommend_table(recommender, args)

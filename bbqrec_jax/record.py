@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from bbqrec_jax import ranks, run_record
+from bbqrec_jax import paths, ranks, run_record
 from bbqrec_jax.errors import UserError, exit_status
 from bbqrec_jax.tables import paper
 
@@ -117,15 +117,23 @@ def _plot(axis, records: list[dict], names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(prog="python -m bbqrec_jax.record")
-  parser.add_argument("workdir", type=pathlib.Path, help="of a finished run")
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="the record, .json")
-  parser.add_argument("--plot", type=pathlib.Path, help="curves, .png (extra [report])")
+  parser = argparse.ArgumentParser(
+    prog="python -m bbqrec_jax.record",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("workdir", type=paths.folder, help="of a finished run")
+  parser.add_argument("--out", type=paths.file, required=True, help="the record, .json")
+  parser.add_argument("--plot", type=paths.file, help="curves, .png (extra [report])")
   args = parser.parse_args(argv)
   return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
+  paths.check_writable(args.out)
+  if args.plot:
+    paths.check_writable(args.plot)
+    paths.check_apart("--out", args.out, "--plot", args.plot)
   record = make_record(args.workdir)
   if args.plot:
     try:

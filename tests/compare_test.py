@@ -90,7 +90,7 @@ def test_the_record_holds_what_the_table_shows(tmp_path, ranks, user_ids, capsys
       [row["a"], row["b"], row["difference"], row["p"]], numbers, rtol=0.06, atol=5e-5
     )
   assert compare.main([a, b, f"--out={tmp_path}/gone/ab.json"]) == 1
-  assert "There is no folder" in capsys.readouterr().err
+  assert "there is no folder" in capsys.readouterr().err
 
 
 def test_runs_without_ids_compare_in_order_and_split_is_chosen(tmp_path, ranks, capsys):

@@ -44,7 +44,7 @@ ROWS = (  # From the top down; a folder stands for all its files.
   ("models", "decoding"),
   ("losses", "metrics"),
   ("data",),
-  ("plugins", "rules"),
+  ("plugins", "rules", "paths"),
   ("errors",),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

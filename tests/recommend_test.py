@@ -301,6 +301,24 @@ def test_where_nothing_can_be_written_nothing_is_computed(finished, tmp_path, ca
   assert "there is no folder" in capsys.readouterr().err
 
 
+def test_the_histories_are_not_overwritten(finished, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(recommend.Recommender, "load", None)  # Not to be called.
+  path, text = tmp_path / "h.csv", "user_id,item_id,timestamp\nu1,item1,1\n"
+  path.write_text(text)
+  assert command(finished, f"--input={path}", f"--output={tmp_path}/./h.csv") == 1
+  said = capsys.readouterr().err
+  assert said.startswith("Error: --input and --output are the same file") and said.count("\n") == 1
+  assert path.read_text() == text
+
+
+@pytest.mark.parametrize("option", ["--workdir", "--input", "--output"])
+def test_a_path_out_of_an_unset_variable_is_refused(finished, capsys, option):
+  paths = {"--workdir": "RUN", "--input": "in.csv", "--output": "out.csv"} | {option: ""}
+  with pytest.raises(SystemExit) as exit_:
+    recommend.main([f"{name}={value}" for name, value in paths.items()])
+  assert exit_.value.code == 2 and f"argument {option}: is empty" in capsys.readouterr().err
+
+
 def write_table(path, columns: dict[str, list]) -> None:
   if path.suffix == ".parquet":
     import pyarrow

@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from bbqrec_jax import paths
 from bbqrec_jax.data import cache, text
 from bbqrec_jax.data.assemble import assemble
 from bbqrec_jax.data.dataset import MODALITIES, Dataset
@@ -95,11 +96,7 @@ def check_writable(path: str) -> None:
     raise UserError(f"{path}: unknown kind of table; give a .csv or .parquet file.")
   if path.endswith(".parquet"):
     _import_pyarrow(path)
-  folder = os.path.dirname(path) or "."
-  if os.path.isdir(path):
-    raise UserError(f"{path}: a folder stands where the table is to be written.")
-  if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-    raise UserError(f"{path}: there is no folder {folder} that can be written into.")
+  paths.check_writable(path)
 
 
 def write(path: str, columns: Mapping[str, Sequence]) -> None:

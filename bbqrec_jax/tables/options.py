@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.paths import folder
 
 STAGES = "stage_cache"  # In their --workdir: what runs share.
 
@@ -31,13 +32,6 @@ def add(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--jobs", type=at_least_one, help="runs at the same time (default: one for each GPU, or one)"
   )
-
-
-def folder(text: str) -> pathlib.Path:
-  """A path; a shell leaves the ~ of --workdir=~/runs as it is."""
-  if not text:  # An unset variable of a shell; it would be the current folder.
-    raise argparse.ArgumentTypeError("is empty; give a folder")
-  return pathlib.Path(os.path.expanduser(text))
 
 
 def make_folders(*folders: pathlib.Path) -> None:

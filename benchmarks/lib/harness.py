@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from bbqrec_jax import run_record
+from bbqrec_jax import paths, run_record
 from bbqrec_jax.errors import UserError, exit_status
 
 _EXTRA = ("torch", "transformers")  # The extra [bench].
@@ -108,7 +108,7 @@ def main(
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--out", type=pathlib.Path, help="the JSON file to write (default: none)")
+  parser.add_argument("--out", type=paths.file, help="the JSON file to write (default: none)")
   parser.add_argument(
     "--quick", action="store_true", help="small sizes, to see that it runs; no figure means much"
   )
@@ -118,8 +118,8 @@ def main(
 
 
 def _run(run, args: argparse.Namespace, argv: Sequence[str] | None) -> None:
-  if args.out and not args.out.parent.is_dir():
-    raise UserError(f"There is no folder {args.out.parent} to write {args.out.name} into.")
+  if args.out:
+    paths.check_writable(args.out)
   # Before the run: the checkout may change while it lasts.
   made_by = provenance(sys.argv[1:] if argv is None else argv)
   try:
