@@ -11,6 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bbqrec_jax import signals
+
+if __name__ == "__main__":  # In front of the other imports, which take a while.
+  signals.end_at_once("Stopped.")
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,9 +1,13 @@
-"""Signals that wait until what is under way can be kept."""
+"""Signals that wait until what is under way can be kept, or end a command at once."""
 
+import contextlib
+import os
 import signal
 import sys
 import threading
 from typing import Self
+
+from bbqrec_jax.errors import Stopped
 
 
 class Deferred:
@@ -34,3 +38,22 @@ class Deferred:
       raise KeyboardInterrupt
     self.signum = signum
     print(f"\n{self._message}", file=sys.stderr, flush=True)
+
+
+def end_at_once(message: str) -> None:
+  """From now on Ctrl-C and SIGTERM end the process: the message on stderr, the status of a shell.
+
+  It ends without an exception, since one that comes up within a callback of JAX is dropped, and
+  without Python's orderly end, which can crash where XLA is at work. For a command that has nothing
+  to save, in the main thread.
+  """
+
+  def leave(signum: int, frame) -> None:
+    del frame
+    with contextlib.suppress(RuntimeError, OSError):  # In the middle of a print; nobody reads.
+      sys.stdout.flush()
+    os.write(2, f"\n{message}\n".encode())  # sys.stderr can be in the middle of one too.
+    os._exit(Stopped("", signum).status)
+
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, leave)

@@ -2,6 +2,10 @@
 
 import csv
 import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +17,7 @@ from bbqrec_jax.errors import UserError
 from tests import smoke_run
 
 NUM_ITEMS = 69
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +322,22 @@ def test_a_path_out_of_an_unset_variable_is_refused(finished, capsys, option):
   with pytest.raises(SystemExit) as exit_:
     recommend.main([f"{name}={value}" for name, value in paths.items()])
   assert exit_.value.code == 2 and f"argument {option}: is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_at_once_even_while_it_is_imported(tmp_path, signum, status):
+  # Stands in for JAX, whose callbacks drop exceptions as a destructor does.
+  (tmp_path / "jax.py").write_text(
+    "import os\n"
+    "class Callback:\n"
+    "  def __del__(self):\n"
+    f"    os.kill(os.getpid(), {signum:d})\n"
+    "Callback()\n"
+  )
+  env = os.environ | {"PYTHONPATH": str(tmp_path)}
+  argv = [sys.executable, "-m", "bbqrec_jax.recommend", "--workdir=RUN", "--history=item1"]
+  done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (status, "", "\nStopped.\n")
 
 
 def write_table(path, columns: dict[str, list]) -> None:
