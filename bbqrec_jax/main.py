@@ -26,6 +26,7 @@ from bbqrec_jax import (
   recommend,
   report,
   run_record,
+  signals,
   stage_cache,
   validate,
 )
@@ -36,9 +37,7 @@ from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import popularity
 
-_SIGNALLED = 128  # What the shell adds to the number of the signal that ended a command.
-
-_NOTHING_LOST = "\nStopped: nothing was lost. The same command goes on."
+_NOTHING_LOST = "Stopped: nothing was lost. The same command goes on."
 
 RESULTS_FILE = "results.json"
 # What the records of the stages must hold, beside what they all do.
@@ -223,27 +222,15 @@ def main(argv: list[str], flag_values: flags.FlagValues) -> int:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return stopped.status
   except KeyboardInterrupt:
-    print(_NOTHING_LOST, file=sys.stderr)
-    return _SIGNALLED + signal.SIGINT
+    print(f"\n{_NOTHING_LOST}", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
   return 0
 
 
 @contextlib.contextmanager
 def _ended_by_signals():
-  """Outside of training, which saves first, nothing needs saving: Ctrl-C and SIGTERM end at once.
-
-  The process ends without an exception, since one that comes up within a callback is dropped, and
-  without Python's orderly end, which can crash where XLA is at work.
-  """
-
-  def leave(signum, frame):
-    del frame
-    with contextlib.suppress(RuntimeError, OSError):  # In the middle of a print; nobody reads.
-      sys.stdout.flush()
-    os.write(2, f"{_NOTHING_LOST}\n".encode())  # sys.stderr can be in the middle of one too.
-    os._exit(_SIGNALLED + signum)
-
-  previous = {signum: signal.signal(signum, leave) for signum in (signal.SIGINT, signal.SIGTERM)}
+  """Outside of training, which saves first, nothing has to be saved: signals end it at once."""
+  previous = signals.end_at_once(_NOTHING_LOST)
   try:
     yield
   finally:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Self
+from typing import Any, Self
 
 from bbqrec_jax.errors import Stopped
 
@@ -40,12 +40,15 @@ class Deferred:
     print(f"\n{self._message}", file=sys.stderr, flush=True)
 
 
-def end_at_once(message: str) -> None:
+def end_at_once(message: str) -> dict[int, Any]:
   """From now on Ctrl-C and SIGTERM end the process: the message on stderr, the status of a shell.
 
   It ends without an exception, since one that comes up within a callback of JAX is dropped, and
   without Python's orderly end, which can crash where XLA is at work. For a command that has nothing
-  to save, in the main thread.
+  to save, or while it has nothing, in the main thread.
+
+  Returns:
+    signal -> the handler that it had, as signal.signal() takes it.
   """
 
   def leave(signum: int, frame) -> None:
@@ -55,5 +58,4 @@ def end_at_once(message: str) -> None:
     os.write(2, f"\n{message}\n".encode())  # sys.stderr can be in the middle of one too.
     os._exit(Stopped("", signum).status)
 
-  for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, leave)
+  return {signum: signal.signal(signum, leave) for signum in (signal.SIGINT, signal.SIGTERM)}
