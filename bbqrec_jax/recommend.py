@@ -19,6 +19,7 @@ if __name__ == "__main__":  # In front of the other imports, which take a while.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import config_dict
 
 from bbqrec_jax import checkpoint, compile_cache, inputs, paths, run_record
@@ -60,7 +61,7 @@ class Recommender:
 
   @classmethod
   def load(cls, workdir: str | os.PathLike, num_beams: int = 0) -> "Recommender":
-    """Loads the selected parameters of a finished run.
+    """Loads the selected parameters of a finished run; of one that goes on, with a warning.
 
     Args:
       num_beams: W of the beam search; 0 for the run's own.
@@ -98,6 +99,8 @@ class Recommender:
         "--workdir of a finished run."
       ) from error
     params = checkpoint.best_params(workdir, generator_trainer.STAGE, template)
+    if not os.path.exists(workdir / "results.json"):
+      logging.warning("%s: the run has not ended; this is its best epoch so far.", workdir)
     return cls(config, ids, params, workdir)
 
   @property

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,16 @@ def test_unknown_items_are_told_and_change_nothing(recommender, dataset):
 def test_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="give the --workdir of a finished run"):
     recommend.Recommender.load(tmp_path)
+
+
+def test_a_run_that_has_not_ended_is_told(finished, recommender, tmp_path, caplog):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished.workdir, workdir, ignore=shutil.ignore_patterns("results.json"))
+  np.testing.assert_array_equal(recommend.Recommender.load(workdir).codes, recommender.codes)
+  assert f"{workdir}: the run has not ended" in caplog.text
+  caplog.clear()
+  recommend.Recommender.load(finished.workdir)
+  assert not caplog.text
 
 
 @pytest.mark.parametrize("k", [0, -3, 1.5, 2.0, "3", True, None, np.float32(3)])
