@@ -2,13 +2,14 @@
 
 Both sides read the same .inter file with the same filter, hold out the last two items of each user,
 see 20 items of history, rank all items with those of the history among them, and select by
-validation NDCG@10 with a patience of 10 epochs. Before anything is trained, digests of all examples
-of each split are compared; they differ where a user has interactions of equal times, since RecBole
-keeps times as float32 and no order among equal ones. Sizes, dropout, learning rate and the number
-of targets in a step are the same. RecBole makes an example of every prefix where ours learns from
-all positions of a sequence at once, which is what most of an epoch's seconds come from; and of
-BERT4Rec an epoch is not the same, since RecBole masks a fifth of every prefix, ours each sequence
-once.
+validation NDCG@10 with a patience of 10 epochs. Before anything is trained, digests of each split's
+targets with the 20 items before them are compared; they differ where a user has interactions of
+equal times, since RecBole keeps times as float32 and no order among equal ones. Sizes, dropout,
+learning rate and the number of targets in a step are the same. RecBole makes an example of every
+prefix where ours learns from all positions of a sequence at once, which is what most of an epoch's
+seconds come from; of users with more than 21 training items ours cuts windows (data/batches.py), so
+that some targets have fewer items before them than RecBole's; and of BERT4Rec an epoch is not the
+same, since RecBole masks a fifth of every prefix, ours each sequence once.
 
 `*_recall10` and `*_ndcg10` are ours / RecBole's on the test split, of one seed. `*_epoch` is
 RecBole's seconds of an epoch / ours, in rounds that alternate, each a part of an epoch on the same
@@ -239,7 +240,7 @@ def check_same(dataset: Dataset, about: dict) -> None:
 
 
 def digest(dataset: Dataset, split: str) -> str:
-  """sha256 over the sorted lines `user, history, target` (tab-separated ids) of a split.
+  """sha256 over the sorted lines `user, history, target` (tab-separated ids) of a split's prefixes.
 
   Training has an example for each item but a user's first; a history has at most MAX_HISTORY items.
   """

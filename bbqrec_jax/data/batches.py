@@ -31,7 +31,8 @@ def windows(dataset: Dataset, max_history: int) -> tuple[np.ndarray, np.ndarray]
 
   (starts [E], ends [E]) int64 into dataset.items, of 1 .. max_history items each; item s + 1 is
   the target of item s. A sequence of n training items gives ceil((n - 1) / max_history) windows,
-  so that every item but a user's first is the target exactly once.
+  so that every item but a user's first is the target exactly once. Where there are several, the
+  first targets of each but the oldest have fewer items before them than prefixes() gives them.
   """
   counts = np.maximum(np.diff(dataset.offsets) - HELD_OUT["train"] - 1, 0)  # Targets of a user.
   pieces = -(-counts // max_history)
