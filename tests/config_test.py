@@ -119,7 +119,7 @@ def test_overrides_reach_the_config(monkeypatch):
     (["--config=configs/quickstart.py", "--config.zzz=3"], "--config has no key 'zzz'."),
     (["--config=configs/quickstart.py", "--config.seed=one"], "--config.seed=one: invalid literal"),
     (["--config=configs/quickstart.py", "--wrkdir=x"], "'wrkdir'. Did you mean: workdir ?"),
-    ([], "--config must have a value"),
+    ([], "--config is missing; see --help."),
   ],
 )
 def test_a_slip_is_answered_in_one_sentence(monkeypatch, capsys, args, said):
