@@ -1,5 +1,6 @@
 """config.json claims a workdir for one run, and no file is ever half written."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -54,6 +55,21 @@ def test_claim_writes_once_and_the_same_run_may_come_back(tmp_path):
   run_record.claim_workdir(workdir, CONFIG, "f00d")
   assert (workdir / "config.json").read_text() == first
   assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_where_there_are_no_locks_a_workdir_is_still_used(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError("no locks available")
+
+  monkeypatch.setattr(fcntl, "flock", fail)
+  with run_record.held(tmp_path), run_record.held(tmp_path):
+    pass
+  monkeypatch.undo()
+  with run_record.held(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+    with run_record.held(tmp_path):
+      pass
+  with run_record.held(tmp_path):  # It is free again.
+    pass
 
 
 @pytest.mark.parametrize(
