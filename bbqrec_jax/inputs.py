@@ -1,4 +1,4 @@
-"""What callers of the Python API hand over, checked with one sentence: k, histories, new items."""
+"""What callers of the Python API hand over, checked with one sentence each."""
 
 import sys
 from collections.abc import Container, Mapping
@@ -8,13 +8,12 @@ from bbqrec_jax.data.interactions import check_id
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.rules import Whole
 
-_K = Whole(1, sys.maxsize)  # More than there are is no slip: sys.maxsize asks for everything.
 
-
-def check_k(k: Any) -> None:
-  """Raises UserError unless k is a whole number from 1."""
-  if not _K.allows(k):
-    raise UserError(f"k={k!r} must be a whole number from 1.")
+def check_whole(name: str, value: Any, least: int) -> None:
+  """Raises UserError unless the argument of this name is a whole number from `least`."""
+  # More than there are is no slip: sys.maxsize asks for everything.
+  if not Whole(least, sys.maxsize).allows(value):
+    raise UserError(f"{name}={value!r} must be a whole number from {least}.")
 
 
 def histories(given: Any) -> list[list[str]]:

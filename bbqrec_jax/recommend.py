@@ -142,7 +142,7 @@ class Recommender:
       UserError: k is no whole number from 1, the histories are no lists of strings, or the search
         is unknown.
     """
-    inputs.check_k(k)
+    inputs.check_whole("k", k, 1)
     histories = inputs.histories(histories)
     if search not in SEARCHES:
       raise UserError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}.")
@@ -154,11 +154,7 @@ class Recommender:
       latest = known[n][-max_history:]
       array[n, : len(latest)] = latest
     num_seen = max((len(set(items)) for items in known), default=0) if filter_seen else 0
-    # Seen items may hold all the first places, so that many more are asked for; in multiples, so
-    # that few programs are compiled.
-    num_seen = -(-num_seen // max_history) * max_history
-    num_results = min(k + num_seen, len(self._ids.item_ids))  # There are no more to find.
-    items, scores = self._decode(array[rows], num_results, search)
+    items, scores = self._decode(array[rows], self._num_results(k, num_seen), search)
     results = [
       Recommended([], [], [], [i for i in history if i not in self._index]) for history in histories
     ]
@@ -229,17 +225,36 @@ class Recommender:
     self._catalogue = generate_lib.Catalogue(jnp.asarray(ids.codes), jnp.asarray(ids.vectors))
     self._trie = trie_lib.build(ids.codes, ids.codebook_size, ids.popularity)
 
-  def compile(self, k: int = 10) -> None:
+  def compile(self, k: int = 10, *, max_seen: int = 0) -> None:
     """Compiles, or reads from disk, the programs that recommend(histories, k) needs.
 
     There is one for each of a few batch sizes. Otherwise each is compiled when it is first needed:
-    a server calls this before its first request.
+    a server calls this before its first request, and after add_items().
 
-    Raises UserError if k is no whole number from 1.
+    Args:
+      k: as recommend() has it.
+      max_seen: for requests with filter_seen, the most different items that a history holds; 0 for
+        requests without.
+
+    Raises UserError if k is no whole number from 1, or max_seen none from 0.
     """
-    inputs.check_k(k)
-    for batch_size in _BATCH_SIZES:
-      self._program(batch_size, min(k, len(self._ids.item_ids)))
+    inputs.check_whole("k", k, 1)
+    inputs.check_whole("max_seen", max_seen, 0)
+    most = min(max_seen, len(self._ids.item_ids))
+    num_seen = range(1, most + 1, self._config.max_history) or (0,)
+    for num_results in sorted({self._num_results(k, seen) for seen in num_seen}):
+      for batch_size in _BATCH_SIZES:
+        self._program(batch_size, num_results)
+
+  def _num_results(self, k: int, num_seen: int) -> int:
+    """How many items to search for, so that k are left without so many that the user has seen.
+
+    Those may hold all the first places. They count in multiples of max_history, so that few
+    programs are compiled.
+    """
+    max_history = self._config.max_history
+    num_seen = -(-num_seen // max_history) * max_history
+    return min(k + num_seen, len(self._ids.item_ids))  # There are no more to find.
 
   def _program(self, batch_size: int, num_results: int):
     """The compiled decoding of so many histories at a time."""

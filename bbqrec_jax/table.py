@@ -10,7 +10,8 @@ A run is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/SEED; its record,
 that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record is not run again;
 one that was stopped goes on; one that fails is named, and the rest goes on. Runs that begin alike
 share their first stages (WORKDIR/stage_cache). What launch/sweep.py has chosen for a system
-(OUT/tuning/DATASET/SYSTEM.json) is used. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png
+(OUT/tuning/DATASET/SYSTEM.json) is used; without --overrides a system goes on with those of its
+records. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png
 with the extra [report], with what is there; it names what is missing.
 """
 
@@ -113,10 +114,17 @@ def _run_missing(
   ]
   of_data = {dataset: runs.data_of(dataset, args.root) for dataset in datasets}
   for dataset in datasets:
-    runs.check_changes(args.overrides, of_data[dataset][0], [SYSTEMS[name] for name in chosen])
+    systems_of = [SYSTEMS[name] for name in chosen]
+    runs.check_changes(args.overrides or (), of_data[dataset][0], systems_of)
+  changes = {
+    (dataset, name): _changes(args, dataset, of_data[dataset][0], SYSTEMS[name])
+    for dataset in datasets
+    for name in chosen
+  }
   jobs, facts, done = [], {}, 0
   for dataset, system, seed in wanted:
-    job, run = _job(args, experiment, dataset, of_data[dataset], system, seed)
+    of_system = changes[dataset, system.name]
+    job, run = _job(args, experiment, dataset, of_data[dataset], system, of_system, seed)
     path = records.path(args.out, dataset, system.name, seed)
     if _is_recorded(path, run, experiment):
       done += 1
@@ -145,19 +153,29 @@ def _workdir(args: argparse.Namespace, dataset: str, system: System, seed: int) 
   return args.workdir / dataset / system.name / str(seed)
 
 
+def _changes(args: argparse.Namespace, dataset: str, data: str, system: System) -> list[str]:
+  """The switches and "field=value" that the user gives a system, or that its records have."""
+  if args.overrides is None:
+    recorded = records.overrides(args.out, dataset, system)
+    if recorded:
+      print(f"{dataset} {system.name}: --overrides {' '.join(recorded)}, as recorded", flush=True)
+    return recorded or []
+  try:
+    return runs.applicable(system, data, args.overrides)
+  except UserError:  # There is no such config; the run will say so.
+    return []
+
+
 def _job(
   args: argparse.Namespace,
   experiment: Experiment,
   dataset: str,
   data: Sequence[str],
   system: System,
+  changes: Sequence[str],
   seed: int,
 ) -> tuple[runs.Job, dict]:
   """The run, and what its record says under `run`."""
-  try:
-    changes = runs.applicable(system, data[0], args.overrides)
-  except UserError:  # There is no such config; the run will say so.
-    changes = []
   changed = {change.partition("=")[0] for change in changes}
   tuned = [
     setting

@@ -8,7 +8,8 @@ The trials of a system are what its config's sweep(add) adds: overrides, each tr
 trial is `python -m bbqrec_jax.main` in WORKDIR/DATASET/SYSTEM/TRIAL, and trials that begin alike
 share their first stages (WORKDIR/stage_cache). Of its results only the validation split's are
 read. OUT/tuning/DATASET/SYSTEM.json holds the budget, every trial and the choice, which
-bbqrec_jax.table then uses. The same command goes on where it was stopped.
+bbqrec_jax.table then uses. The same command goes on where it was stopped, and without --overrides
+with those of the trials that are there.
 """
 
 import argparse
@@ -46,11 +47,11 @@ def _sweep(args: argparse.Namespace) -> list[runs.Outcome]:
     raise UserError(f"--systems={args.systems}: they are {', '.join(known)}, or all.")
   chosen = [system for system in _SYSTEMS if system.name in names]
   data = runs.data_of(args.dataset, args.root)
-  runs.check_changes(args.overrides, data[0], chosen)
+  runs.check_changes(args.overrides or (), data[0], chosen)
   trials = {system.name: tuning.trials_of(system) for system in chosen}
   check_budget(trials)
   for system in chosen:
-    check_apart(trials[system.name], runs.applicable(system, data[0], args.overrides))
+    check_apart(trials[system.name], runs.applicable(system, data[0], args.overrides or ()))
   states, jobs, places, done = {}, [], {}, 0
   for system in chosen:
     state = states[system.name] = _state(args, system, data, trials[system.name])
@@ -114,13 +115,15 @@ def _state(args, system: System, data: Sequence[str], trials: list[dict]) -> dic
     num_trials=len(trials),
     seed=0,
     monitor=f"valid {MONITOR}",
-    overrides=runs.applicable(system, data[0], args.overrides),
+    overrides=runs.applicable(system, data[0], args.overrides or ()),
   )
   path = tuning.path(args.out, args.dataset, system.config)
   blank = [dict(overrides=trial, valid=None) for trial in trials]
   if not path.exists():
     return dict(dataset=args.dataset, system=system.name, budget=budget, choice=None, trials=blank)
   state = run_record.read_json(path, ("budget", "choice", "trials"))
+  if args.overrides is None:  # The trials go on as they began.
+    budget["overrides"] = state["budget"]["overrides"]
   there = state["budget"] | dict(trials=[trial["overrides"] for trial in state["trials"]])
   for key, ours in run_record.to_jsonable(budget | dict(trials=trials)).items():
     if there.get(key) != ours:

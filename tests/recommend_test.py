@@ -76,10 +76,14 @@ def test_nothing_is_compiled_behind_compile(own_recommender, dataset, monkeypatc
   histories = [user_history(dataset, user) for user in range(11)]
   expected = own_recommender.recommend(histories, k=3)
   own_recommender.compile(k=4)
+  own_recommender.compile(k=2, max_seen=max(len(set(history)) for history in histories))
   monkeypatch.setattr(recommend.generate_lib, "make_generate", None)  # Not to be called again.
   for batch_size in (1, 5, 11):
     results = own_recommender.recommend(histories[:batch_size], k=4)
     assert [r.item_ids[:3] for r in results] == [r.item_ids for r in expected[:batch_size]]
+    unseen = own_recommender.recommend(histories[:batch_size], k=2, filter_seen=True)
+    for history, result in zip(histories, unseen):
+      assert len(result.item_ids) == 2 and not set(result.item_ids) & set(history)
 
 
 def test_the_exact_search_is_the_widest_beam(finished, dataset):
@@ -134,6 +138,12 @@ def test_k_is_a_whole_number_from_1(recommender, k):
   for call in (recommender.compile, lambda k: recommender.recommend([["item1"]], k)):
     with pytest.raises(UserError, match=r"^k=.* must be a whole number from 1\.$"):
       call(k)
+
+
+@pytest.mark.parametrize("max_seen", [-1, 1.5, True, None])
+def test_max_seen_is_a_whole_number_from_0(recommender, max_seen):
+  with pytest.raises(UserError, match=r"^max_seen=.* must be a whole number from 0\.$"):
+    recommender.compile(k=2, max_seen=max_seen)
 
 
 def test_k_may_be_more_than_there_are(recommender):

@@ -110,6 +110,18 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, fake, capsys):
   assert "is of another budget" in capsys.readouterr().err
 
 
+def test_a_sweep_goes_on_with_its_own_overrides(sweep, tmp_path, fake):
+  whole = table_records.FAKE_PYTHON
+  broken = "import sys\nif 'dropout_rate=0.5' in ' '.join(sys.argv): sys.exit('no.')\n"
+  (fake / "python.py").write_text(broken + whole)
+  assert command(sweep, tmp_path, "--overrides", "smoke") == 1
+  (fake / "python.py").write_text(whole)
+  assert command(sweep, tmp_path) == 0
+  lines = (fake / "started.txt").read_text().splitlines()
+  assert len(lines) == 4 and all("smoke" in line for line in lines)
+  assert tuned(tmp_path)["budget"]["overrides"] == ["smoke"]
+
+
 def test_trials_on_other_data_choose_nothing(sweep, tmp_path, fake, capsys):
   path = fake / "0" / "results.json"
   results = json.loads(path.read_text())

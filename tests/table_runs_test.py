@@ -111,10 +111,43 @@ def test_overrides_reach_those_who_know_them_and_the_record(tmp_path, fake):
 def test_a_record_of_other_settings_is_not_taken_for_this_one(tmp_path, fake, capsys):
   assert command(tmp_path, "--systems=sasrec", "--overrides", "smoke") == 0
   capsys.readouterr()
-  assert command(tmp_path, "--systems=sasrec") == 1
+  assert command(tmp_path, "--systems=sasrec", "--overrides") == 1
   said = capsys.readouterr().err
   assert "is a run with the --overrides ['smoke'], not []" in said and said.count("\n") == 1
   assert len(started(fake)) == 1
+
+
+def test_what_is_added_has_the_overrides_of_what_is_recorded(tmp_path, fake, capsys):
+  changes = ["smoke", "bbqrec:generator.num_epochs=5"]
+  assert command(tmp_path, "--systems=bbqrec,sasrec", "--overrides", *changes) == 0
+  capsys.readouterr()
+  out = ("--systems=bbqrec,sasrec,gru4rec", "--seeds=2")
+  assert command(tmp_path, *out) == 0
+  added = started(fake)[2:]
+  expected = dict(gru4rec=("synthetic ",), sasrec=("smoke ",), bbqrec=("smoke ", "num_epochs=5 "))
+  assert len(added) == 4
+  for line in added:
+    system = line.partition("configs/")[2].partition(".py")[0]
+    assert all(part in line for part in expected[system])
+  assert "synthetic bbqrec: --overrides smoke generator.num_epochs=5, as recorded" in (
+    capsys.readouterr().out
+  )
+  # A variant takes what was changed of the system itself, as it does what was tuned.
+  assert command(tmp_path, "--experiment=table4", "--systems=bbqrec_inherited") == 0
+  assert "inherited,smoke " in started(fake)[-1] and "num_epochs=5 " in started(fake)[-1]
+
+
+def test_records_that_do_not_agree_say_nothing_of_what_is_added(tmp_path, fake, capsys):
+  assert command(tmp_path, "--systems=sasrec", "--overrides", "smoke") == 0
+  first = records.path(tmp_path / "out", "synthetic", "sasrec", 0)
+  other = json.loads(first.read_text())
+  other["run"] |= dict(seed=1, overrides=[])
+  first.with_name("1.json").write_text(json.dumps(other))
+  capsys.readouterr()
+  assert command(tmp_path, "--systems=sasrec", "--seeds=3") == 1
+  said = capsys.readouterr().err
+  assert f"{first.with_name('1.json')} is a run with the --overrides [], {first} one with" in said
+  assert said.count("\n") == 1 and len(started(fake)) == 1
 
 
 def test_what_was_tuned_is_used_and_variants_keep_their_own(tmp_path, fake):

@@ -23,11 +23,11 @@ def add(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--overrides",
-    nargs="+",
-    default=[],
+    nargs="*",
     metavar="CHANGE",
     help="FIELD=VALUE of a config, or a switch, for every system whose config knows it, in place "
-    "of what was tuned; with SYSTEM: in front for that system alone; the records tell of them",
+    "of what was tuned; with SYSTEM: in front for that system alone; the records tell of them "
+    "(default: those of the records that are there, so that what is added agrees with them)",
   )
   parser.add_argument(
     "--jobs", type=at_least_one, help="runs at the same time (default: one for each GPU, or one)"

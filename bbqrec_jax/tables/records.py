@@ -76,6 +76,30 @@ def read_all(out: pathlib.Path, dataset: str, system: str) -> list[dict]:
   return sorted(found, key=lambda found: found["run"]["seed"])
 
 
+def overrides(out: pathlib.Path, dataset: str, system: systems.System) -> list[str] | None:
+  """What the user changed of a system in all its records; None where there are none.
+
+  A variant without records takes what was changed of the system itself, so that what differs is the
+  variant alone.
+
+  Raises UserError as read_all() does, and where the records do not agree.
+  """
+  for name in (system.name, system.config):
+    found = [
+      (record["run"]["seed"], record["run"]["overrides"]) for record in read_all(out, dataset, name)
+    ]
+    for seed, changes in found:
+      if changes != found[0][1]:
+        raise UserError(
+          f"{path(out, dataset, name, seed)} is a run with the --overrides {changes}, "
+          f"{path(out, dataset, name, found[0][0])} one with {found[0][1]}; remove one of them, or "
+          "give another --out and --workdir."
+        )
+    if found:
+      return found[0][1]
+  return None
+
+
 def check_same_data(out: pathlib.Path, found: Iterable[dict]) -> None:
   """Raises UserError if two records, which would stand in one table, are of other sequences.
 
