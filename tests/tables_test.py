@@ -356,6 +356,19 @@ def test_a_misspelt_dataset_costs_no_table(out, capsys, args, said):
   assert not (out / "nowhere").exists()
 
 
+def test_seeds_of_other_features_stand_in_no_row(out):
+  for system in ("tiger", "letter"):  # Systems may differ, as they read what they can.
+    files = dict(text="some/minilm.npy" if system == "tiger" else "t5.npy")
+    write_record(out, "beauty", system, 0, some_ranks(0), config=dict(data=dict(features=files)))
+  make(out, "tiger", "letter")
+  other = dict(data=dict(features=dict(text="t5.npy")))
+  write_record(out, "beauty", "tiger", 1, some_ranks(0), config=other)
+  with pytest.raises(
+    UserError, match=r"tiger/0\.json and .*1\.json .* the items' features are not"
+  ):
+    make(out, "tiger", "letter")
+
+
 def test_records_of_other_sequences_stand_in_no_table(out):
   write_record(out, "beauty", "sasrec", 5, some_ranks(0))  # Of before it was told.
   data = dict(name="beauty", fingerprint="f", table1=table_records.table1())

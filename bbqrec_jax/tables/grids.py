@@ -170,22 +170,11 @@ def _data(of_labels: dict[str, list[dict]]) -> Iterator[str]:
         f"{counts['users']:,} users, {counts['items']:,} items, "
         f"{counts['interactions']:,} interactions"
       )
-      for line in (size, _features(record)):
+      for line in (size, records.features(record)):
         lines.setdefault(line, {})[label] = None
   there = sum(bool(of_label) for of_label in of_labels.values())
   for line, labels in lines.items():
     yield line if len(labels) == there else f"{line}: {', '.join(labels)}"
-
-
-def _features(record: dict) -> str:
-  """What a run reads beside the ids."""
-  counts, files = record["data"]["table1"], record["config"]["data"].get("features") or {}
-  features = []
-  for modality, key in (("text", "texts"), ("image", "images")):
-    if counts[key]:
-      name = f" ({pathlib.PurePath(files[modality]).name})" if files.get(modality) else ""
-      features.append(f"{modality} of {counts[key]:,} items{name}")
-  return " and ".join(features) or "ids alone"
 
 
 def _tuning(experiment: Experiment, names: Sequence[str], dataset: str, out) -> Iterator[str]:

@@ -103,19 +103,37 @@ def overrides(out: pathlib.Path, dataset: str, system: systems.System) -> list[s
 def check_same_data(out: pathlib.Path, found: Iterable[dict]) -> None:
   """Raises UserError if two records, which would stand in one table, are of other sequences.
 
-  Records of before 29 November 2026 do not tell.
+  So it does for two seeds of one system that read other features. Records of before 29 November
+  2026 do not tell of their sequences.
   """
   first = {}  # Sequences -> the first path of a record that has them.
+  first_of = {}  # System -> features -> the same.
   for of_run in found:
     sequences, run = of_run["data"].get("sequences"), of_run["run"]
+    place = path(out, run["dataset"], run["system"], run["seed"])
     if sequences:
-      first.setdefault(sequences, path(out, run["dataset"], run["system"], run["seed"]))
-  if len(first) > 1:
-    raise UserError(
-      f"{' and '.join(map(str, list(first.values())[:2]))} are of different data: the users' "
-      "sequences or the items are not the same. Remove what is of other data, or give another "
-      "--out and --workdir."
-    )
+      first.setdefault(sequences, place)
+    first_of.setdefault(run["system"], {}).setdefault(features(of_run), place)
+  for what, places in (
+    ("the users' sequences or the items", first),
+    *(("the items' features", of_system) for of_system in first_of.values()),
+  ):
+    if len(places) > 1:
+      raise UserError(
+        f"{' and '.join(map(str, list(places.values())[:2]))} are of different data: {what} are "
+        "not the same. Remove what is of other data, or give another --out and --workdir."
+      )
+
+
+def features(found: dict) -> str:
+  """What a record's run reads beside the ids, in words."""
+  counts, files = found["data"]["table1"], found["config"]["data"].get("features") or {}
+  read_features = []
+  for modality, key in (("text", "texts"), ("image", "images")):
+    if counts[key]:
+      name = f" ({pathlib.PurePath(files[modality]).name})" if files.get(modality) else ""
+      read_features.append(f"{modality} of {counts[key]:,} items{name}")
+  return " and ".join(read_features) or "ids alone"
 
 
 def has_tuned(found: dict, tuned: Sequence[str]) -> bool:
