@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -275,7 +276,9 @@ class Checkpointer:
     """A step that is still there could not be saved again when it comes."""
     if partition.is_main() and not self._read_only:
       path = self._directory / str(step)
-      path.rename(path.with_name(f"{path.name}.damaged"))
+      target = path.with_name(f"{path.name}.damaged")
+      shutil.rmtree(target, ignore_errors=True)  # The step may have been damaged before.
+      path.rename(target)
 
   def _set_aside(self, steps) -> None:
     for step in steps:

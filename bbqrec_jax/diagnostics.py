@@ -1,6 +1,7 @@
 """What helps to understand a training: profiles, device memory, what a step went wrong with."""
 
 import pathlib
+import shutil
 from typing import Any, Self
 
 import jax
@@ -90,6 +91,9 @@ def write_reproducer(
     batch: a pytree of arrays.
     about: JSON-able, kept as the checkpoint's progress.
   """
+  if partition.is_main():
+    shutil.rmtree(folder, ignore_errors=True)  # Of an earlier start that came to the same step.
+  partition.barrier("an earlier reproducer is removed")
   with Checkpointer(folder) as checkpointer:
     checkpointer.save(step, state, about, best=False)
   leaves = jax.tree_util.tree_leaves_with_path(partition.fetch(batch))

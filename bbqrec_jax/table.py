@@ -158,6 +158,7 @@ def _changes(args: argparse.Namespace, dataset: str, data: str, system: System) 
   if args.overrides is None:
     recorded = records.overrides(args.out, dataset, system)
     if recorded:
+      runs.check_changes(recorded, data, [system])  # A variant's own settings are not to be lost.
       print(f"{dataset} {system.name}: --overrides {' '.join(recorded)}, as recorded", flush=True)
     return recorded or []
   try:

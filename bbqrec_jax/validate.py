@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from bbqrec_jax import diagnostics, fields, plugins, rules
-from bbqrec_jax.data.dataset import Dataset
+from bbqrec_jax.data.dataset import HELD_OUT, Dataset
 from bbqrec_jax.errors import UserError
 
 
@@ -133,6 +134,15 @@ def check_data(config, dataset: Dataset) -> None:
     raise UserError(
       f"{dataset.name}: {dataset.num_users} users and {dataset.num_items} items are left; at "
       "least 2 of each are needed. Lower data.min_interactions or bring more data."
+    )
+  longest = int(np.diff(dataset.offsets).max())
+  learns_sequences = not {"tokenizer", "pretrainer", "ranker", "generator"}.isdisjoint(
+    config.stages
+  )
+  if learns_sequences and longest <= HELD_OUT["train"] + 1:
+    raise UserError(
+      f"{dataset.name}: no user has more than {longest} interactions; two are held out, and what "
+      "follows another can be learnt from users with four or more alone. Bring more data."
     )
   if "tokenizer" in config.stages:
     _check_signals(config, dataset)

@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config.ranker.length_groups = 1  # Two programs to compile are enough.
   section = config.ranker.to_dict()
   del section["loss"], section["init_from"]
-  section["model"]["use_id"] = False
+  section["model"] |= dict(use_id=False, dtype=config.get_ref("dtype"))
   config.pretrainer = section | dict(
     temperature=0.07,
     sequence_weight=1e-3,  # lambda of the released settings.

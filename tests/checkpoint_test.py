@@ -150,6 +150,16 @@ def test_damaged_newest_is_passed_over_whichever_file_it_is(tmp_path, caplog, ho
   assert caplog.text.count("cannot be read") == fallbacks
 
 
+def test_a_step_may_be_damaged_again(tmp_path):
+  save_steps(tmp_path, 4)
+  for _ in range(2):
+    save_steps(tmp_path, 8)
+    shutil.rmtree(tmp_path / "8" / "record")
+    with checkpoint.Checkpointer(tmp_path) as checkpointer:
+      assert checkpointer.restore(make_state(0)).step == 4
+  assert (tmp_path / "8.damaged").is_dir() and not (tmp_path / "8").exists()
+
+
 def test_a_state_that_reads_well_but_is_another_is_passed_over(tmp_path, monkeypatch, caplog):
   """As damage that no file format notices: here a digest that is not of what was written."""
   save_steps(tmp_path, 2)

@@ -10,8 +10,9 @@ import pytest
 from absl import flags
 from ml_collections import config_dict
 
-from bbqrec_jax import main
+from bbqrec_jax import main, validate
 from bbqrec_jax.data.dataset import MODALITIES
+from bbqrec_jax.tables import systems
 from configs import common, quickstart, sasrec, tiger
 from tests import smoke_run
 
@@ -78,6 +79,18 @@ def test_values_named_once_reach_every_section():
   assert (model.num_levels, model.codebook_size, model.latent_dim) == (2, 17, 19)
   assert config.generator.model.code_dim == 19
   assert model.sequence_kwargs.max_history == 23
+
+
+@pytest.mark.parametrize("name", [s.config for s in (*systems.BASELINES, systems.BBQREC)])
+def test_one_dtype_reaches_every_section_with_a_model(name):
+  config = systems.load_module(name).get_config()
+  if "dtype" not in config:
+    assert name in ("popularity", "item_knn")
+    return
+  config.dtype = "bfloat16"
+  validate.check_config(config.to_dict())
+  stages = [config[stage].model for stage in config.stages]
+  assert {model.dtype for model in stages if "dtype" in model} == {"bfloat16"}
 
 
 def test_a_run_reads_every_field():

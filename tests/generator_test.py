@@ -60,11 +60,13 @@ def _jitted(model, method=None):
   return jax.jit(functools.partial(model.apply, method=method), static_argnums=static)
 
 
+@pytest.mark.parametrize("num_levels", [1, L])
 @pytest.mark.parametrize("encoder", generator.ENCODERS)
-def test_cached_steps_equal_the_uncached_decoder(encoder):
-  model = _model(encoder=encoder)
+def test_cached_steps_equal_the_uncached_decoder(encoder, num_levels):
+  model = _model(encoder=encoder, num_levels=num_levels)
   codes, vectors, mask, _ = _inputs()
-  beams = _inputs(num_targets=4)[-1]  # W = 4 beams per user.
+  codes = codes[:, :, :num_levels]
+  beams = _inputs(num_targets=4)[-1][:, :, :num_levels]  # W = 4 beams per user.
   variables = _randomised(model, codes, vectors, mask, beams[:, :1])
   memory = _jitted(model, "encode")(variables, codes, vectors, mask)
   logits = _jitted(model, "decode")(variables, beams, memory)
@@ -74,7 +76,7 @@ def test_cached_steps_equal_the_uncached_decoder(encoder):
   log_probs, cache = step(variables, 0, None, cache)
   chex.assert_trees_all_close(log_probs[:, 0], expected[:, 0, 0], atol=1e-5)
   cache = generator.reorder(cache, jnp.zeros((B, 4), jnp.int32))  # One beam becomes four.
-  for level in range(1, L):
+  for level in range(1, num_levels):
     log_probs, cache = step(variables, level, beams[:, :, level - 1], cache)
     chex.assert_trees_all_close(log_probs, expected[:, :, level], atol=1e-5)
 

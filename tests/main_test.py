@@ -234,6 +234,10 @@ def test_the_tokenizer_alone_is_a_run(finished, monkeypatch, tmp_path, capsys):
     ({"tokenizer.monitor": "recal@10"}, "tokenizer.monitor='recal@10' must be one of recall@5"),
     ({"generator.length_groups": 7}, "generator.length_groups=7 must be one of 1, 2, 3, 4"),
     ({"data.mean_length": 2.0}, "mean_length=2.0 must be at least"),
+    (
+      {"data.mean_length": 3.0, "data.min_interactions": 3},
+      "no user has more than 3 interactions; two are held out",
+    ),
     ({"data": {"source": "table", "interactions": "nowhere.csv"}}, "nowhere.csv: no such file."),
   ],
 )

@@ -63,6 +63,14 @@ def test_with_one_or_two_signals(num_signals):
   assert_same(enumerate_ranks(make_trie("rank", **size), log_probs, K), expected)
 
 
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_the_single_best_where_every_token_is_there(num_signals):
+  size = dict(codebook_size=5, num_signals=num_signals, num_roots=5**num_signals)
+  log_probs = make_log_probs(num_signals, 5)[:30]
+  expected = score_all(make_trie("all", **size), log_probs, 1)
+  assert_same(enumerate_ranks(make_trie("rank", **size), log_probs, 1), expected)
+
+
 def test_each_list_is_needed_by_somebody_and_a_proven_one_is_right():
   trie, log_probs = make_trie("rank"), make_log_probs()[:35]
   expected = score_all(make_trie("all"), log_probs, K)

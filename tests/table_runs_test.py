@@ -137,6 +137,14 @@ def test_what_is_added_has_the_overrides_of_what_is_recorded(tmp_path, fake, cap
   assert "inherited,smoke " in started(fake)[-1] and "num_epochs=5 " in started(fake)[-1]
 
 
+def test_what_is_recorded_does_not_replace_what_a_variant_is(tmp_path, fake, capsys):
+  assert command(tmp_path, "--systems=bbqrec", "--overrides", "num_levels=4") == 0
+  capsys.readouterr()
+  assert command(tmp_path, "--experiment=figure3", "--systems=bbqrec_l1") == 1
+  assert "num_levels of bbqrec_l1 is not to be changed" in capsys.readouterr().err
+  assert len(started(fake)) == 1
+
+
 def test_records_that_do_not_agree_say_nothing_of_what_is_added(tmp_path, fake, capsys):
   assert command(tmp_path, "--systems=sasrec", "--overrides", "smoke") == 0
   first = records.path(tmp_path / "out", "synthetic", "sasrec", 0)

@@ -86,7 +86,7 @@ def _ladder(trie: trie_lib.Trie, num_chosen: int) -> list[int]:
   needed = math.ceil((num_chosen + 1) * num_tokens / trie.num_nodes[0])
   return [
     max_product
-    for max_product in (needed // 3, needed)
+    for max_product in (max(needed // 3, 1), needed)  # A list of none would prove anything.
     if _num_listed(max_product, trie.codebook_size, trie.num_signals) <= _MAX_LISTED
   ]
 

@@ -220,7 +220,9 @@ class Model(nn.Module):
     signal = jnp.arange(self.num_signals)[None, :]  # [1, M]
     lead = (None,) * (codes.ndim - 2)
     embeds = self.code_embed[level[lead], signal[lead], codes]  # [..., l, M, code_dim]
-    return self.token_norm(self.token_proj(embeds.reshape(*codes.shape[:-1], -1)))
+    # Of no tokens, as one-level IDs have them before the last, -1 could not be told.
+    embeds = embeds.reshape(*codes.shape[:-1], self.num_signals * self.code_dim)
+    return self.token_norm(self.token_proj(embeds))
 
   def _logits(self, subscripts: str, x: jax.Array, level: int | None = None) -> jax.Array:
     """float32 logits of x by the heads, of all levels or of one."""

@@ -23,8 +23,8 @@ class Dropout(nn.Module):
   """Dropout whose mask is hashed from the key and each element's place.
 
   A generator of random bits costs more than the products around it on a CPU; the hash is a dozen
-  integer operations, which XLA fuses into whatever reads the mask. It gives the same mask on every
-  kind of device, and any part of a sharded mask alone.
+  integer operations, which XLA fuses into whatever reads the mask. From the same two words, which
+  are the generator's, it makes the same mask on every kind of device, and any part of it alone.
   """
 
   rate: float

@@ -47,7 +47,7 @@ def fit(
       lambda epoch: partition.place_epoch(epoch_fn(epoch)),
       stage=stage,
       constants=constants,
-      # What a step draws is a few words; the RBG generator's compile faster than threefry's.
+      # A step draws little but a few words; the RBG generator's compile faster than threefry's.
       key=partition.replicate(jax.random.key(config.seed, impl="rbg")),
       num_steps=section.num_epochs * data.steps_per_epoch,
       steps_per_epoch=data.steps_per_epoch,
