@@ -1,4 +1,4 @@
-r"""The embedded data, both stages, in some five minutes on two CPU cores.
+r"""The embedded data, both stages, in two to five minutes on two CPU cores.
 
 launch/run
 python -m bbqrec_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
