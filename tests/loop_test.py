@@ -418,9 +418,9 @@ def test_what_is_not_finite_can_be_reproduced(tmp_path):
   bad_step = 2 * EVAL_STEPS + 3  # From 1.
   poisoned = lambda step: _batch(step, jitter=math.inf if step == bad_step - 1 else 0.1)
   changes = dict(train_chunk=_train_chunk(64), chunk_steps=64, log_steps=100)
+  expected = rf"step {bad_step}: .*are in .*toy_step_{bad_step}"
   for _ in range(2):  # The same command again comes to the same step.
-    told = pytest.raises(UserError, match=rf"step {bad_step}: .*are in .*toy_step_{bad_step}")
-    with told as told:
+    with pytest.raises(UserError, match=expected) as told:
       _fit(tmp_path, epoch_fn=_epochs(poisoned), **changes)
   folder = tmp_path / "not_finite" / f"toy_step_{bad_step}"
   assert str(folder) in str(told.value)
