@@ -292,6 +292,15 @@ _PARALLEL = Section(
 )
 
 
+def writer_of_ids(config: Mapping) -> str | None:
+  """The stage that semantic IDs are of: the one that runs, or else whose section is there."""
+  for names in (config["stages"], config):
+    for stage in WRITERS_OF_IDS:
+      if stage in names:
+        return stage
+  return None
+
+
 def rules_of(config: Mapping) -> Section:
   """The rules of a config: what every one has, and the sections that its stages need.
 

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from bbqrec_jax import checkpoint, losses
+from bbqrec_jax import checkpoint, fields, losses
 from bbqrec_jax.data import scaling, semantic_ids
 from bbqrec_jax.data.dataset import MODALITIES
 from bbqrec_jax.errors import UserError
-from bbqrec_jax.trainers import item_codes
-from bbqrec_jax.trainers import rqvae as rqvae_trainer
-from bbqrec_jax.trainers import tokenizer as tokenizer_trainer
+from bbqrec_jax.trainers import item_codes, rqvae, tokenizer
 
+_TRAINERS = {trainer.STAGE: trainer for trainer in (tokenizer, rqvae)}
 _NEIGHBOURS = 10  # Items whose ids stand in for the id that a new item lacks.
 
 
@@ -45,15 +44,20 @@ class FrozenTokenizer:
 
     Raises UserError if something of stage one is missing or damaged.
     """
+    stage = fields.writer_of_ids(config)
+    if stage not in _TRAINERS:
+      raise UserError(
+        f"Items cannot be added to {workdir}: its config has none of the stages "
+        f"{', '.join(_TRAINERS)}, whose codebooks would give them semantic IDs."
+      )
     scalings = scaling.load(workdir, [m for m in MODALITIES if m in ids.signals])
-    trainer = rqvae_trainer if rqvae_trainer.STAGE in config else tokenizer_trainer
-    model = trainer.make_model(
-      config[trainer.STAGE],
+    model = _TRAINERS[stage].make_model(
+      config[stage],
       num_items=len(ids.item_ids),
       feature_dims={name: len(s.mean) for name, s in scalings.items()},
     )
     template = jax.eval_shape(lambda: item_codes.init_params(model, jax.random.key(0)))
-    params = checkpoint.best_params(workdir, trainer.STAGE, template)
+    params = checkpoint.best_params(workdir, stage, template)
     return cls(model, params, scalings, ids.vectors)
 
   def encode(

@@ -33,9 +33,20 @@ CONDITIONS = (
   "num_devices",
   "num_cpus",
   "num_processes",
+  "settings",
 )
 _PACKAGE = pathlib.Path(__file__).parent
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What changes the bits of the same program: of jax.config, and of the environment.
+_OF_JAX = (
+  "jax_default_matmul_precision",
+  "jax_default_prng_impl",
+  "jax_disable_jit",
+  "jax_disable_most_optimizations",
+  "jax_enable_x64",
+  "jax_threefry_partitionable",
+)
+_OF_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 _MISSING = object()  # A key that only one of two configs has; None is a value.
 
 
@@ -108,16 +119,18 @@ def read_json(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, An
 
 
 def provenance() -> dict[str, Any]:
-  """What made a result: commit, command, sources, versions, devices, usable CPUs and date (UTC).
+  """What made a result: commit, command, sources, versions, devices, CPUs, settings, date (UTC).
 
   Names no machine and no user. `commit` is None outside a git checkout; `dirty` says whether the
   checkout had changes that are in no commit; `sources` is a hash of this package's modules, which
-  also tells such changes apart.
+  also tells such changes apart. `settings` are those of JAX and XLA that results depend on.
   """
   versions = {"python": platform.python_version()}
   for package in _PACKAGES:
     versions[package] = importlib.metadata.version(package)
   devices = jax.devices()
+  settings = {name: jax.config.values.get(name) for name in _OF_JAX}
+  settings |= {name: os.environ.get(name) for name in _OF_ENVIRONMENT}
   return {
     **_git_state(),
     "command": _command(),
@@ -130,6 +143,7 @@ def provenance() -> dict[str, Any]:
     "num_devices": len(devices),
     "num_cpus": num_cpus(),
     "num_processes": jax.process_count(),
+    "settings": settings,
   }
 
 

@@ -55,7 +55,7 @@ def _check_rqvae(config: Mapping) -> None:
   """What LETTER's two terms need."""
   own, stages = config["rqvae"], config["stages"]
   before = stages[: stages.index("rqvae")] if "rqvae" in stages else ("ranker",)
-  codes = own["model"].get("codebook_size", fields.model_class("rqvae")(config).codebook_size)
+  codes = _of_model(config, "rqvae", "codebook_size")
   clusters = own["num_clusters"]
   if own["diversity_weight"] and codes < 2 * clusters:
     raise UserError(
@@ -86,23 +86,28 @@ def _check_init_from(config: Mapping) -> None:
 
 
 def _check_generator(config: Mapping) -> None:
-  own = config["generator"]
-  if own["inherit_codebooks"] and config.get("rqvae", {}).get("number_collisions"):
-    raise UserError(
-      "generator.inherit_codebooks=True: running numbers have no codebook; set "
-      "rqvae.number_collisions=False."
-    )
-  for writer in fields.WRITERS_OF_IDS:
-    if own["inherit_codebooks"] and writer in config:
-      code_dim = own["model"].get("code_dim")
-      latent_dim = config[writer]["model"].get("latent_dim")
-      if code_dim != latent_dim:
-        raise UserError(
-          f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
-          f"must be {writer}.model.latent_dim={latent_dim}."
-        )
+  own, writer = config["generator"], fields.writer_of_ids(config)
+  if own["inherit_codebooks"] and writer in config:
+    if config[writer].get("number_collisions"):
+      raise UserError(
+        "generator.inherit_codebooks=True: running numbers have no codebook; set "
+        "rqvae.number_collisions=False."
+      )
+    code_dim = _of_model(config, "generator", "code_dim")
+    latent_dim = _of_model(config, writer, "latent_dim")
+    if code_dim != latent_dim:
+      raise UserError(
+        f"generator.inherit_codebooks=True: generator.model.code_dim={code_dim} "
+        f"must be {writer}.model.latent_dim={latent_dim}."
+      )
   if own["model"].get("attention_backend") == "pallas" and jax.default_backend() != "gpu":
     raise UserError("generator.model.attention_backend='pallas' needs a GPU; take 'xla'.")
+
+
+def _of_model(config: Mapping, stage: str, name: str) -> Any:
+  """A field of a stage's model: as the config has it, or else the model's own."""
+  given = config[stage]["model"]
+  return given[name] if name in given else getattr(fields.model_class(stage)(config), name)
 
 
 def _check_sequence(config: Mapping) -> None:

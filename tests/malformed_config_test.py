@@ -265,6 +265,10 @@ COMBINATIONS = [  # (changes, what is said)
   ({"tokenizer.model.sequence_kwargs.max_history": 1}, "must be at least max_history=2"),
   ({"max_history": 3}, "sequence_kwargs.max_history=2 must be at least max_history=3"),
   ({"generator.inherit_codebooks": True, "generator.model.code_dim": 5}, "code_dim=5 must be"),
+  (
+    {"generator.inherit_codebooks": True, "generator.model": {}, "tokenizer.model.latent_dim": 64},
+    "code_dim=128 must be tokenizer.model.latent_dim=64",
+  ),
   ({"generator.model.attention_backend": "pallas"}, "needs a GPU"),
   ({"generator.model.dtype": "float16"}, "dtype='float16' must be one of float32, bfloat16"),
   ({"generator.num_results": 9}, "num_results=9 must be a whole number, at least 10"),

@@ -11,10 +11,13 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from bbqrec_jax import latency, main, recommend, run_record
+from bbqrec_jax.data import semantic_ids
 from bbqrec_jax.data.dataset import HELD_OUT, histories, train_counts
 from bbqrec_jax.errors import UserError
+from configs import tiger
 from tests import smoke_run
 
 NUM_ITEMS = 69
@@ -198,6 +201,24 @@ def test_a_copy_of_an_item_comes_with_it(own_recommender, dataset):
   assert result.titles[result.item_ids.index("copy")] == "a copy"
   # It can stand in a history too.
   assert len(own_recommender.recommend([["copy"]], k=3)[0].item_ids) == 3
+
+
+def test_new_items_ask_the_stage_that_ran(finished, own_recommender, dataset):
+  text = dataset.features["text"].values[:3]
+  expected = own_recommender.add_items(["a", "b", "c"], text=text)
+  config, ids = finished.config.to_dict(), semantic_ids.load(finished.workdir)
+
+  def recommender(config):
+    config = config_dict.FrozenConfigDict(config)
+    return recommend.Recommender(config, ids, None, finished.workdir)  # No generator is asked.
+
+  other = tiger.get_config("smoke").rqvae.to_dict()  # Of a stage that this run does not name.
+  codes = recommender(config | dict(rqvae=other)).add_items(["a", "b", "c"], text=text)
+  np.testing.assert_array_equal(codes, expected)
+  del config["tokenizer"]
+  alone = recommender(config | dict(stages=("generator",)))
+  with pytest.raises(UserError, match="has none of the stages tokenizer, rqvae, whose codebooks"):
+    alone.add_items(["a"], text=text[:1])
 
 
 def test_new_items_need_one_vector_at_least(own_recommender, dataset):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -136,6 +137,20 @@ def test_what_goes_on_under_other_conditions_is_told_and_kept_once(tmp_path, mon
   told = capsys.readouterr().err
   assert "sources is " in told and "processor is " in told and "num_cpus" not in told
   assert len(json.loads(path.read_text())["resumed"]) == 2
+
+
+def test_settings_that_change_bits_are_conditions(tmp_path, monkeypatch, capsys):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  run_record.claim_workdir(tmp_path, CONFIG, "f00d")
+  assert jax.config.jax_default_matmul_precision is None
+  with jax.default_matmul_precision("highest"):
+    run_record.resume(tmp_path)
+  said = "settings.jax_default_matmul_precision is None there and 'highest' here. The run goes on"
+  assert said in capsys.readouterr().err
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+  run_record.resume(tmp_path)
+  said = "settings.XLA_FLAGS is None there and '--xla_cpu_enable_fast_math=true' here. The run goes"
+  assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"provenance": []}, {"resumed": {}}, {"resumed": None}])

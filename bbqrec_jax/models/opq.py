@@ -26,11 +26,6 @@ class ProductQuantizer(NamedTuple):
     rotated = _matmul(_filled(x, len(self.rotation)), self.rotation)
     return _nearest(_subspaces(rotated, len(self.codebooks)), self.codebooks).T
 
-  def decode(self, codes: jax.Array) -> jax.Array:
-    """What codes [P, S] stand for, not rotated: [P, F'] float32."""
-    rotated = _chosen(self.codebooks, codes.T)
-    return _matmul(rotated, self.rotation.T)
-
 
 @functools.partial(jax.jit, static_argnames=("num_subspaces", "codebook_size", "num_iters"))
 def fit(
