@@ -86,7 +86,7 @@ def test_gru4rec(inputs):
 
 
 @pytest.mark.parametrize("module", [sasrec_f, gru4rec_f])
-def test_fused_vectors_go_in_and_out(inputs, module):
+def test_fused_vectors_go_in_and_ids_alone_are_scored(inputs, module):
   forward, params = build(module, inputs, num_layers=1)
   ids = np.asarray(params["id_embedding"], np.float64)
   fused = np.array(
@@ -108,7 +108,7 @@ def test_fused_vectors_go_in_and_out(inputs, module):
     return reference.dense(reference.gru(params["units_0"]["cell"], fused[items]), params["out"])
 
   vectors = check_left_to_right(forward, params, inputs, expected)
-  np.testing.assert_allclose(vectors[:I], fused, atol=1e-5)
+  np.testing.assert_array_equal(vectors, params["id_embedding"])
 
 
 def check_masked(forward, params, inputs, side=None, cut=False):
@@ -134,6 +134,21 @@ def test_bert4rec(inputs):
   for last_rate in (0.0, 1.0):
     forward, params = build(bert4rec, inputs, num_layers=1, mlp_dim=9, last_rate=last_rate)
     check_masked(forward, params, inputs, cut=last_rate == 1.0)
+
+
+@pytest.mark.parametrize("module", [sasrec, bert4rec])
+def test_kernels_of_transformers_start_at_bert_s_scale(inputs, module):
+  model = module.Model(num_items=I, feature_dims={}, max_history=T, width=64)
+  keys = dict(params=jax.random.key(0), mask=jax.random.key(1))
+  params = model.init(keys, HISTORY, TARGETS, inputs)["params"]
+  found = [
+    (jax.tree_util.keystr(path), np.std(x))
+    for path, x in jax.tree_util.tree_leaves_with_path(params)
+    if "kernel" in jax.tree_util.keystr(path) or "embedding" in jax.tree_util.keystr(path)
+  ]
+  assert len(found) >= 13
+  for name, std in found:
+    assert abs(std - 0.02) < 0.004, name
 
 
 def test_nova_bert(inputs):

@@ -13,12 +13,13 @@ class Model(item_ranker.ItemRanker):
   """A bidirectional transformer that learns to fill in masked items of a sequence.
 
   Sun et al. 2019 (BERT4Rec, arXiv:1904.06690), Eqs. (1)-(8); a mask behind the history asks for
-  the next item. Where we differ: blocks are those of models/sasrec_encoder.py (pre-norm). Of a
-  sequence of n items round(mask_rate * n), and one at least, are masked rather than each by a
-  draw of its own, so that it is known how many rows have to be scored. The paper adds samples whose
-  last item alone is masked; here a share `last_rate` of sequences is cut at a random place, and
-  the last item before the cut masked. A sequence weighs by its length, where Eq. (8) gives all of
-  them the same.
+  the next item. As in the authors' program round(mask_rate * n) of a sequence's n items, and one at
+  least, are masked, and a LayerNorm follows the GELU of Eq. (7), which the paper does not have.
+  Where we differ: blocks are those of models/sasrec_encoder.py (pre-norm). The authors add a sample
+  whose last item alone is masked to every ten maskings of a sequence; here a share `last_rate` of
+  sequences is cut at a random place, and the last item before the cut masked. A sequence weighs by
+  its length, shared out among what is masked of it, where Eq. (8) gives all sequences, and the
+  authors' program all masked items, the same.
   """
 
   width: int = 128  # E, d of the paper.
@@ -46,7 +47,9 @@ class Model(item_ranker.ItemRanker):
       init_scale=0.02,
       causal=False,
     )
-    self.head = nn.Dense(self.width, dtype=self.dtype)
+    init = nn.initializers.normal(0.02)
+    self.head = nn.Dense(self.width, dtype=self.dtype, kernel_init=init)
+    self.head_norm = nn.LayerNorm(dtype=self.dtype)
 
   def items(self, inputs):
     return item_ranker.Items(self.id_embedding, self.item_bias)
@@ -108,4 +111,4 @@ class Model(item_ranker.ItemRanker):
     return self.encoder(x, taken, deterministic, self.side(seen, inputs))
 
   def _project(self, hidden):
-    return nn.gelu(self.head(hidden)).astype(jnp.float32)
+    return self.head_norm(nn.gelu(self.head(hidden))).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Item vectors out of ID embeddings and features: the _F of GRU4Rec_F and SASRec_F."""
+"""Vectors of items out of ID embeddings and features: the _F of GRU4Rec_F and SASRec_F."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.models import item_ranker
 
 
 class Fusion(nn.Module):
@@ -21,15 +22,16 @@ class Fusion(nn.Module):
   dtype: str = "float32"  # Of products; parameters and the result are float32.
 
   @nn.compact
-  def __call__(self, ids: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
+  def __call__(self, ids: jax.Array, items: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
     """Fuses what belongs to the same item.
 
     Args:
-      ids: [I', E] float32.
+      ids: [B, T, E] float32, the ID embeddings of `items`.
+      items: [B, T] int32, -1 behind the end of a history.
       inputs: as in item_ranker.ItemRanker.
 
     Returns:
-      [I', E] float32.
+      [B, T, E] float32; finite, and of no meaning, where there is no item.
 
     Raises UserError if there is no modality.
     """
@@ -38,7 +40,8 @@ class Fusion(nn.Module):
     parts = [ids]
     for modality, dim in self.feature_dims.items():
       missing = self.param(f"missing_{modality}", nn.initializers.normal(0.01), (dim,))
-      present = inputs["present"][modality][:, None]
-      parts.append(jnp.where(present, inputs["features"][modality], missing[None, :]))
+      features = item_ranker.rows(inputs["features"][modality], items)  # [B, T, F]
+      present = item_ranker.rows(inputs["present"][modality][:, None], items)  # [B, T, 1]
+      parts.append(jnp.where(present > 0, features, missing[None, None, :]))
     fused = nn.Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(parts, axis=-1))
     return fused.astype(jnp.float32)

@@ -34,7 +34,7 @@ class Model(item_ranker.LeftToRight):
     return item_ranker.Items(self.id_embedding, jnp.zeros(len(self.id_embedding)))
 
   def hidden(self, items, history, inputs, deterministic):
-    x = self.dropout(item_ranker.rows(items.vectors, history), deterministic)
+    x = self.dropout(self.embed(items, history, inputs), deterministic)
     for unit in self.units:
       x = unit(x)  # Padding comes last, so that no item's state depends on it.
     return self.out(x).astype(jnp.float32)

@@ -100,6 +100,10 @@ class ItemRanker(nn.Module):
 class LeftToRight(ItemRanker):
   """Learns the next item at every position of a sequence; subclasses define items(), hidden()."""
 
+  def embed(self, items: Items, history: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
+    """[R, T, E] float32, what hidden() reads of a history [R, T]: what it is scored against."""
+    return rows(items.vectors, history)
+
   def hidden(
     self, items: Items, history: jax.Array, inputs: Mapping[str, Any], deterministic: bool
   ) -> jax.Array:

@@ -39,4 +39,4 @@ class Model(item_ranker.LeftToRight):
     return item_ranker.Items(self.id_embedding, jnp.zeros(len(self.id_embedding)))
 
   def hidden(self, items, history, inputs, deterministic):
-    return self.encoder(item_ranker.rows(items.vectors, history), history, deterministic)
+    return self.encoder(self.embed(items, history, inputs), history, deterministic)

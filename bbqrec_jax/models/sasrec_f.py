@@ -1,20 +1,20 @@
-"""SASRec_F: SASRec over item vectors into which the modalities' features are fused."""
+"""SASRec_F: SASRec that reads of every item its modalities' features too."""
 
-from bbqrec_jax.models import fusion, item_ranker, sasrec
+from bbqrec_jax.models import fusion, sasrec
 
 
 class Model(sasrec.Model):
-  """SASRec whose item vectors are made of the ID embedding and the features, concatenated.
+  """SASRec whose input is made of the ID embedding and the features, concatenated.
 
-  The modality-fused baseline of BBQRec Table 2 (arXiv:2504.06636), which says no more of it. Here
-  one layer projects the concatenation to the model's width, and the fused vectors are what goes in
-  and what is scored against, as SASRec's table is.
+  The modality-fused baseline of BBQRec Table 2 (arXiv:2504.06636, section 5.1), which extends
+  SASRec "with the concatenation of item embeddings and the pre-trained modality representations".
+  As in RecBole's SASRecF, on which the paper's own is based, one layer projects the concatenation
+  to the model's width, and what is scored against are the ID embeddings alone.
   """
 
   def setup(self):
     super().setup()
     self.fusion = fusion.Fusion(self.width, self.feature_dims, self.dtype)
 
-  def items(self, inputs):
-    ids = super().items(inputs)
-    return item_ranker.Items(self.fusion(ids.vectors, inputs), ids.bias)
+  def embed(self, items, history, inputs):
+    return self.fusion(super().embed(items, history, inputs), history, inputs)

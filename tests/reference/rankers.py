@@ -105,7 +105,7 @@ def masked_transformer(params, sequence, masked, side=None):
   if side is not None:
     extra = np.array([np.zeros(len(mask)) if h else side(i) for i, h in zip(sequence, hidden)])
   x = transformer(params["encoder"], v, causal=False, side=extra)
-  return gelu(dense(x, params["head"]))
+  return norm(gelu(dense(x, params["head"])), params["head_norm"])
 
 
 def fuse(params, ids, features, present):
