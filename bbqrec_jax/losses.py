@@ -28,6 +28,13 @@ def gather_rows(tree: Any, axis_name: str | None = None) -> Any:
   return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
 
 
+def own_rows(x: jax.Array, num_rows: int, axis_name: str | None = None) -> jax.Array:
+  """This device's rows [P / devices, ...] of what gather_rows() has gathered, [P, ...]."""
+  if axis_name is None:
+    return x
+  return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis_name) * num_rows, num_rows)
+
+
 def weighted_mean(values: jax.Array, weights: jax.Array, axis_name: str | None = None) -> jax.Array:
   """Mean of values over the rows whose weight is 1; both have one shape, 0 if no row counts."""
   if values.shape != weights.shape:

@@ -52,7 +52,7 @@ def _check_stages(stages: Sequence[str]) -> None:
 
 
 def _check_rqvae(config: Mapping) -> None:
-  """What LETTER's two terms need."""
+  """What LETTER's additions need."""
   own, stages = config["rqvae"], config["stages"]
   before = stages[: stages.index("rqvae")] if "rqvae" in stages else ("ranker",)
   codes = _of_model(config, "rqvae", "codebook_size")
@@ -61,6 +61,10 @@ def _check_rqvae(config: Mapping) -> None:
     raise UserError(
       f"rqvae.num_clusters={clusters}: codebook_size={codes} leaves a cluster with a single code, "
       "and rqvae.diversity_weight needs two."
+    )
+  if own["repair_rounds"] and not own["sinkhorn_temperature"]:
+    raise UserError(
+      f"rqvae.repair_rounds={own['repair_rounds']} needs rqvae.sinkhorn_temperature above 0."
     )
   if own["alignment_weight"] and "ranker" not in before:
     raise UserError(

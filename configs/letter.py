@@ -4,10 +4,11 @@ python -m bbqrec_jax.main --config=configs/letter.py:data=beauty --workdir=runs/
 
 Wang et al. 2024 (arXiv:2405.07314), in three stages: SASRec, whose item vectors the RQ-VAE's
 latents are aligned with (bbqrec_jax/trainers/rqvae.py); the RQ-VAE; and the generator, whose loss
-has a temperature (losses.semantic_id_loss). Arguments as of configs/tiger.py; four levels and
-SASRec's 32 dimensions are those of the published program; weights, clusters and temperature are
-what its authors name as best. Items that still share their codes share a semantic ID, as they do
-there, and are ranked by popularity.
+has a temperature (losses.semantic_id_loss). Arguments as of configs/tiger.py; four levels, SASRec's
+32 dimensions, the weights and what balances the last level are those of the published program (of
+alpha that of its script for Beauty); clusters and temperature are what its authors confirm for
+another data set, Instruments. Items that still share their codes once those are repaired share a
+semantic ID, as they do there, and are ranked by popularity.
 """
 
 from configs import common, sasrec, tiger
@@ -26,8 +27,10 @@ def get_config(arg: str = ""):
   config.rqvae.update(
     number_collisions=False,
     quantization_reduction="mean",  # The program's, for which these weights are meant.
-    alignment_weight=0.02,  # alpha.
+    alignment_weight=0.1,  # alpha.
     diversity_weight=1e-4,  # beta.
+    sinkhorn_temperature=0.003,
+    repair_rounds=20,
   )
   config.generator.temperature = 0.7  # tau.
   return config

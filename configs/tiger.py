@@ -55,6 +55,10 @@ def make_config(arg: config_dict.ConfigDict) -> config_dict.ConfigDict:
     alignment_weight=0.0,  # LETTER's alpha.
     diversity_weight=0.0,  # LETTER's beta.
     num_clusters=10,  # Of each level's codes, for LETTER's diversity.
+    # LETTER's last level uses its codes evenly: at this temperature of Sinkhorn's normalisation, of
+    # half the range of distances, or not (0).
+    sinkhorn_temperature=0.0,
+    repair_rounds=0,  # In which items that share an ID are given others of the last level.
     kmeans_iters=20,  # 0: random codebooks.
     revive_steps=50,  # Codes unused for so many steps are moved; 0: never.
     optimizer=dict(

@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 
 from bbqrec_jax.models import balanced
+from tests.reference import tokenizer as reference
 
 
 @jax.jit
@@ -73,6 +74,25 @@ def test_clusters_of_equal_size_that_stand_apart_are_found():
 def test_too_few_points_raise():
   with pytest.raises(ValueError, match="2 points cannot fill 3 clusters"):
     balanced.balanced_assignment(jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(("num_points", "temperature"), [(40, 0.05), (40, 0.003), (3, 0.003)])
+def test_balanced_codes_are_those_of_letter_s_program(num_points, temperature):
+  rng = np.random.default_rng(num_points)
+  points, codebook = rng.normal(size=(num_points, 4)), rng.normal(size=(7, 4))
+  expected = reference.sinkhorn_codes(points, codebook, temperature)
+  others = np.concatenate([points, 9.0 * rng.normal(size=(5, 4))])  # Of no weight.
+  found = balanced.balanced_codes(
+    jnp.asarray(others, jnp.float32),
+    jnp.asarray(codebook, jnp.float32),
+    jnp.asarray(np.arange(len(others)) < num_points, jnp.float32),
+    temperature,
+  )
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found[:num_points], expected)
+  nearest = ((points[:, None] - codebook[None]) ** 2).sum(-1).argmin(1)
+  used = lambda codes: np.bincount(codes, minlength=7)
+  assert used(expected).max() < used(nearest).max() or used(expected).max() == 1
 
 
 def test_other_members_are_all_others_of_the_cluster_alike():

@@ -18,6 +18,7 @@ from bbqrec_jax.data import item_vectors, semantic_ids, synthetic
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
+from bbqrec_jax.models import balanced
 from bbqrec_jax.models import rqvae as rqvae_model
 from bbqrec_jax.trainers import rqvae
 from configs import letter, tiger
@@ -93,7 +94,13 @@ def test_one_modality_is_needed():
 
 
 def loss(
-  params, alignment_weight=0.0, diversity_weight=0.0, items=None, axis_name=None, reduction="sum"
+  params,
+  alignment_weight=0.0,
+  diversity_weight=0.0,
+  items=None,
+  axis_name=None,
+  reduction="sum",
+  sinkhorn_temperature=0.0,
 ):
   model, _, constants, batch, _ = built()
   if items is not None:
@@ -102,7 +109,7 @@ def loss(
   return rqvae.loss_fn(
     model, params, batch, constants, jax.random.key(3), extra(clusters), commitment_weight=0.25,
     alignment_weight=alignment_weight, diversity_weight=diversity_weight, axis_name=axis_name,
-    quantization_reduction=reduction,
+    quantization_reduction=reduction, sinkhorn_temperature=sinkhorn_temperature,
   )  # fmt: skip
 
 
@@ -162,6 +169,28 @@ def test_parts_of_the_rows_on_two_devices_have_the_terms_of_all():
   parts = jax.jit(jax.vmap(part, axis_name="devices"))(items.reshape(2, -1))
   for name, of_each in parts.items():
     np.testing.assert_allclose(of_each, terms_and_gradients()[1][name], rtol=1e-5)
+
+
+def test_the_last_level_is_used_evenly_by_items_alone():
+  _, params, _, _, (items, _, _) = built()
+  codebooks = params["quantizer"]["codebooks"].at[0, -1].multiply(0.3)  # Rows 0 and 3 want one.
+  params = params | {"quantizer": {"codebooks": codebooks}}
+  before, after = (loss(params, sinkhorn_temperature=t)[1][1][0] for t in (0.0, 0.003))
+  np.testing.assert_array_equal(after.codes[:, :-1], before.codes[:, :-1])
+  counted = np.array([0, 1, 2, 3, 5])
+  expected = balanced.balanced_codes(
+    before.residuals[counted, 0, -1], params["quantizer"]["codebooks"][0, -1], jnp.ones(5), 0.003
+  )
+  np.testing.assert_array_equal(after.codes[counted, -1, 0], expected)
+  assert len(set(expected.tolist())) > len(set(before.codes[counted, -1, 0].tolist()))
+  rows, levels = np.arange(P)[:, None], np.arange(L)[None, :]
+  chosen = params["quantizer"]["codebooks"][0][levels, after.codes[rows, levels, 0]]
+  np.testing.assert_array_equal(after.embeds[:, 0], chosen)
+  np.testing.assert_allclose(after.latent[:, 0], chosen.sum(axis=1), atol=1e-6)
+
+  part = lambda items: loss(params, items=items, axis_name="devices", sinkhorn_temperature=0.003)[1]
+  _, (of_parts, _, _) = jax.jit(jax.vmap(part, axis_name="devices"))(items.reshape(2, -1))
+  np.testing.assert_array_equal(of_parts.codes.reshape(after.codes.shape), after.codes)
 
 
 def test_clusters_are_found_anew_every_so_many_steps():
@@ -224,12 +253,27 @@ def test_letter_without_its_terms_is_tiger_bit_for_bit(tokenized, tmp_path):
   config = small(
     letter.get_config("smoke"),
     **{"rqvae.alignment_weight": 0.0, "rqvae.diversity_weight": 0.0},
+    **{"rqvae.sinkhorn_temperature": 0.0, "rqvae.repair_rounds": 0},
     **{"rqvae.quantization_reduction": "sum"},
     **{"num_levels": 3, "rqvae.number_collisions": True},
   )
   same_record, same_ids = train(config, tmp_path)
   chex.assert_trees_all_equal(vars(same_ids), vars(ids))
   assert same_record["best_valid"] == record["best_valid"]
+
+
+def rebuilt(ids):
+  """[I, D] sums of the code vectors of IDs of three levels, which may have a running number."""
+  return ids.codebooks[0, np.arange(3)[None, :], ids.codes[:, :3, 0]].sum(axis=1)
+
+
+def test_items_of_one_semantic_id_are_given_others(tmp_path):
+  config = small(letter.get_config("smoke"), **{"rqvae.alignment_weight": 0.0, "num_levels": 3})
+  record, ids = train(config, tmp_path)
+  report, left = record["codebook"], len(ids.codes) - len(np.unique(ids.codes, axis=0))
+  assert report["num_surplus_repaired"] == left < report["num_surplus_items"]
+  assert f"items less semantic IDs once repaired: {left}" in codebook.format_report(report)
+  np.testing.assert_allclose(ids.vectors, rebuilt(ids), atol=1e-6)
 
 
 def test_running_numbers_make_every_semantic_id_unique(tokenized):
@@ -241,9 +285,7 @@ def test_running_numbers_make_every_semantic_id_unique(tokenized):
   assert report["running_numbers"] == report["largest_group"] == ids.codes[:, 3].max() + 1
   assert f"tell them apart: {report['running_numbers']}" in codebook.format_report(report)
   # The vectors are sums of code vectors, by the codes before the number.
-  levels = np.arange(3)[None, :]
-  rebuilt = ids.codebooks[0, levels, ids.codes[:, :3, 0]].sum(axis=1)
-  np.testing.assert_allclose(ids.vectors, rebuilt, atol=1e-6)
+  np.testing.assert_allclose(ids.vectors, rebuilt(ids), atol=1e-6)
 
 
 def test_new_items_get_the_next_number_until_there_is_none(tokenized):
@@ -280,6 +322,7 @@ def test_item_vectors_that_do_not_fit_are_refused(tmp_path):
     (tiger, {"generator.temperature": 0.0}, "generator.temperature=0.0 must be"),
     (tiger, {"rqvae.alignment_weight": 0.1}, "needs a ranker before the rqvae"),
     (letter, {"stages": ("rqvae", "ranker", "generator")}, "needs a ranker before the rqvae"),
+    (letter, {"rqvae.sinkhorn_temperature": 0.0}, "rqvae.repair_rounds=20 needs"),
     (letter, {"rqvae.num_clusters": 5}, "codebook_size=8 leaves a cluster with a single code"),
     (
       letter,

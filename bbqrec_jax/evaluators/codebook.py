@@ -28,7 +28,8 @@ def report(codes: np.ndarray, codebook_size: int, signals: Sequence[str], shared
       can be 1, as this can and num_colliding_items cannot.
     largest_group: the most items with one semantic ID.
 
-  A report that has `running_numbers` too is of the levels before them: trainers/rqvae.py.
+  A report that has `running_numbers` too is of the levels before them, one that has
+  `num_surplus_repaired` of what the quantizer gave before trainers/repair.py: trainers/rqvae.py.
   """
   codes = np.asarray(codes)
   if codes.ndim != 3 or codes.shape[2] != len(signals):
@@ -77,6 +78,8 @@ def format_report(report: dict) -> str:
     f"(items less semantic IDs: {report['num_surplus_items']}; "
     f"largest group: {report['largest_group']})",
   ]
+  if "num_surplus_repaired" in report:
+    lines.append(f"items less semantic IDs once repaired: {report['num_surplus_repaired']}")
   if "running_numbers" in report:
     lines.append(f"running numbers that then tell them apart: {report['running_numbers']}")
   return "\n".join(lines)

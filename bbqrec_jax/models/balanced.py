@@ -1,4 +1,4 @@
-"""Clusters of equal size, on the device: k-means whose every assignment is balanced."""
+"""Assignments that use what they assign to evenly, on the device: clusters and codes."""
 
 import functools
 
@@ -11,6 +11,7 @@ _SINKHORN_ITERS = 50
 # Of the costs' standard deviation. Random points cost 1 % more than at best, on average, after the
 # rounding; less needs more iterations, and does not find better ones.
 _TEMPERATURE = 0.2
+_SAME_SHARE = 0.01  # Of logarithms; above what float32 makes of a large cost.
 
 
 @functools.partial(jax.jit, static_argnames=("num_clusters", "num_iters"))
@@ -63,12 +64,7 @@ def balanced_assignment(costs: jax.Array) -> jax.Array:
   if num_points < num_clusters:
     raise ValueError(f"{num_points} points cannot fill {num_clusters} clusters.")
   scale = jnp.maximum(_TEMPERATURE * jnp.std(costs), 1e-12)  # Also where all costs are equal.
-
-  def normalise(log_plan, _):
-    log_plan -= jax.nn.logsumexp(log_plan, axis=0, keepdims=True)
-    return log_plan - jax.nn.logsumexp(log_plan, axis=1, keepdims=True), None
-
-  log_plan, _ = jax.lax.scan(normalise, -costs / scale, None, length=_SINKHORN_ITERS)
+  log_plan = _log_shares(costs / scale, jnp.ones(num_points))
   low, num_high = divmod(num_points, num_clusters)
 
   def place(sizes, shares):
@@ -80,6 +76,59 @@ def balanced_assignment(costs: jax.Array) -> jax.Array:
   order = jnp.argsort(-jnp.max(log_plan, axis=1))
   _, chosen = jax.lax.scan(place, jnp.zeros(num_clusters, jnp.int32), log_plan[order])
   return jnp.zeros(num_points, jnp.int32).at[order].set(chosen.astype(jnp.int32))
+
+
+def balanced_codes(
+  points: jax.Array, codebook: jax.Array, weights: jax.Array, temperature: float
+) -> jax.Array:
+  """A code for every point, at a low squared distance, such that codes share the points evenly.
+
+  As LETTER's program (Wang et al. 2024, arXiv:2405.07314) assigns the last level: the code of a
+  point's largest share in the entropic transport plan. Nothing rounds the plan, so that codes are
+  used about evenly where points are many, and points get different codes where they are few. A
+  point that has several codes to itself, within 1 %, takes the nearest of them, where the program
+  takes what rounding makes the largest or, of equal ones, the first.
+
+  Args:
+    points: [P, D] float32.
+    codebook: [N, D] float32.
+    weights: [P] float32; of points of weight 0 nothing depends.
+    temperature: above 0, of half the range that the distances have.
+
+  Returns:
+    [P] int32 in [0, N).
+  """
+  points, codebook = jax.lax.stop_gradient((points, codebook))
+  cross = jnp.einsum("pd,nd->pn", points, codebook, precision=jax.lax.Precision.HIGHEST)
+  distances = jnp.sum(points**2, axis=-1)[:, None] - 2.0 * cross
+  distances += jnp.sum(codebook**2, axis=-1)[None, :]
+  counts = weights[:, None] > 0
+  highest = jnp.max(jnp.where(counts, distances, -jnp.inf))
+  lowest = jnp.min(jnp.where(counts, distances, jnp.inf))
+  scale = temperature * ((highest - lowest) / 2 + 1e-5)
+  log_plan = _log_shares((distances - lowest) / scale, weights)
+  largest = log_plan >= jnp.max(log_plan, axis=1, keepdims=True) - _SAME_SHARE
+  return jnp.argmin(jnp.where(largest, distances, jnp.inf), axis=1).astype(jnp.int32)
+
+
+def _log_shares(costs: jax.Array, weights: jax.Array) -> jax.Array:
+  """Logarithms of the shares that points have in clusters, by Sinkhorn's normalisation.
+
+  Args:
+    costs: [P, K] float32, in units of the temperature.
+    weights: [P] float32, what points weigh; one at least is not 0. Clusters weigh all the same.
+
+  Returns:
+    [P, K] float32; the shares of a point sum to 1.
+  """
+  log_weights = jnp.log(weights)  # -inf: no part in what the clusters' scales become.
+
+  def normalise(scales, _):  # [K]
+    points = log_weights - jax.nn.logsumexp(scales[None, :] - costs, axis=1)
+    return -jax.nn.logsumexp(points[:, None] - costs, axis=0), None
+
+  scales, _ = jax.lax.scan(normalise, jnp.zeros(costs.shape[1]), None, length=_SINKHORN_ITERS)
+  return jax.nn.log_softmax(scales[None, :] - costs, axis=1)
 
 
 def other_members(draws: jax.Array, points: jax.Array, clusters: jax.Array) -> jax.Array:

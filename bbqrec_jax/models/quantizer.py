@@ -1,6 +1,7 @@
 """The residual quantizer: its codebooks, their initialisation, and the revival of dead codes."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -39,22 +40,32 @@ class ResidualQuantizer(nn.Module):
     shape = (groups, self.num_levels, self.codebook_size, self.latent_dim)
     self.codebooks = self.param("codebooks", nn.initializers.normal(self.init_scale), shape)
 
-  def __call__(self, z: jax.Array) -> Quantized:
+  def __call__(self, z: jax.Array, choose_last: Callable | None = None) -> Quantized:
     """Quantizes z, [B, M, D] float32; distance ties go to the lowest code.
+
+    Args:
+      choose_last: (residuals [R, D], codebook [N, D]) -> [R] int32, the last level's codes in place
+        of the nearest ones.
 
     Raises ValueError if z has another shape.
     """
     if z.ndim != 3 or z.shape[1:] != (self.num_signals, self.latent_dim):
       raise ValueError(f"z must be [B, {self.num_signals}, {self.latent_dim}], got {z.shape}.")
 
-    def level(residual, codebook):  # [G, R, D], [G, N, D]
-      codes = jax.vmap(nearest)(residual, codebook)  # [G, R]
+    def level(residual, codebook, choose=nearest):  # [G, R, D], [G, N, D]
+      codes = jax.vmap(choose)(residual, codebook)  # [G, R]
       embed = jnp.take_along_axis(codebook, codes[:, :, None], axis=1)  # [G, R, D]
       # Stopped, so that a later level's loss does not train this level's codebook.
       return residual - jax.lax.stop_gradient(embed), (codes, residual, embed)
 
     groups = self.codebooks.shape[0]
-    _, per_level = jax.lax.scan(level, _group(z, groups), jnp.swapaxes(self.codebooks, 0, 1))
+    levels = jnp.swapaxes(self.codebooks, 0, 1)  # [L, G, N, D]
+    if choose_last is None:
+      _, per_level = jax.lax.scan(level, _group(z, groups), levels)
+    else:
+      residual, per_level = jax.lax.scan(level, _group(z, groups), levels[:-1])
+      _, last = level(residual, levels[-1], choose_last)
+      per_level = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), per_level, last)
     # Each [L, G, R, ...] -> [B, M, L, ...].
     codes, residuals, embeds = (
       _ungroup(jnp.moveaxis(x, 0, 2), self.num_signals) for x in per_level

@@ -1,6 +1,6 @@
 """The RQ-VAE that gives TIGER and LETTER their semantic IDs, from one modality's vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -62,7 +62,11 @@ class Model(nn.Module):
     )
 
   def __call__(
-    self, items: jax.Array, features: dict[str, jax.Array], present: dict[str, jax.Array]
+    self,
+    items: jax.Array,
+    features: dict[str, jax.Array],
+    present: dict[str, jax.Array],
+    choose_last: Callable | None = None,
   ) -> RqvaeOutput:
     """Encodes, quantizes and decodes items.
 
@@ -70,8 +74,9 @@ class Model(nn.Module):
       items: [P] int32; not read, since nothing here belongs to one item.
       features: modality -> [P, F] float32, standardised.
       present: modality -> [P] bool, whether the item has it.
+      choose_last: as in quantizer.ResidualQuantizer.
     """
-    quantized = self.tokenize(self.encode(items, features, present))
+    quantized = self.tokenize(self.encode(items, features, present), choose_last)
     return RqvaeOutput(quantized, self.decode(quantized.latent))
 
   def encode(
@@ -82,9 +87,11 @@ class Model(nn.Module):
     x = jnp.where(present[self.modality][:, None], features[self.modality], self.missing[None, :])
     return tokenizer.Latents(self.encoder(self.scale * x)[:, None], {})
 
-  def tokenize(self, latents: tokenizer.Latents) -> quantizer.Quantized:
+  def tokenize(
+    self, latents: tokenizer.Latents, choose_last: Callable | None = None
+  ) -> quantizer.Quantized:
     """Residual quantization, TIGER's section 3.1."""
-    return self.quantizer(latents.behavior)
+    return self.quantizer(latents.behavior, choose_last)
 
   def lookup(self, codes: jax.Array) -> jax.Array:
     """Sums of the code vectors, [P, D] float32, of codes [P, L, 1] int32 in [0, N)."""

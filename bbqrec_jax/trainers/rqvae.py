@@ -7,8 +7,10 @@ diversity of the codes. Both weights 0 are TIGER.
 Where this differs:
 * AdamW in place of Adagrad; codes unused for `revive_steps` steps are moved, as public
   reproductions of TIGER do.
-* Codebooks begin with plain k-means, and the last level knows no Sinkhorn assignment, where
-  LETTER's program balances both.
+* Codebooks begin with plain k-means, where LETTER's program balances it. As there, the last level's
+  codes are used evenly in training, and items that share an ID are given others behind it
+  (trainers/repair.py); no new item is.
+* Features are standardised (data/scaling.py), which neither's program does.
 * Clusters of codes are of equal size (models/balanced.py), where LETTER's program bounds their
   sizes; as there they are found anew every epoch.
 * The parameters are those that reconstruct best, where LETTER's program takes the last epoch's.
@@ -39,7 +41,7 @@ from bbqrec_jax.errors import UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import balanced, layers
-from bbqrec_jax.trainers import fitting, item_codes
+from bbqrec_jax.trainers import fitting, item_codes, repair
 
 STAGE = "rqvae"
 # What can select the parameters; larger is better. "distinct_ids": semantic IDs by items.
@@ -112,6 +114,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
       commitment_weight=section.commitment_weight,
       alignment_weight=section.alignment_weight,
       diversity_weight=section.diversity_weight,
+      sinkhorn_temperature=section.sinkhorn_temperature,
       axis_name=axis_name,
     ),
     tx,
@@ -147,6 +150,9 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
   codes, vectors = partition_lib.fetch(encode_catalogue(fitted.params, constants))
   report = codebook.report(codes, model.codebook_size, model.signals, True)
+  if section.repair_rounds:
+    codes, vectors = _repaired(section, model, fitted.params, constants, codes)
+    report["num_surplus_repaired"] = len(codes) - len(np.unique(codes, axis=0))
   if section.number_collisions:
     numbers = semantic_ids.running_numbers(codes)
     codes = np.concatenate([codes, numbers[:, None, None]], axis=1)
@@ -157,6 +163,27 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     )
   results = dict(valid_at_best=evaluate(fitted.params), codebook=report)
   return fitting.record(fitted, started) | results
+
+
+def _repaired(section, model, params, constants, codes: np.ndarray):
+  """(codes, vectors) as of make_encode_catalogue(), with fewer items of one semantic ID."""
+
+  @jax.jit
+  def last_residuals(params, constants):
+    items = jnp.arange(model.num_items, dtype=jnp.int32)
+    inputs = (items, *item_codes.rows(constants, items))
+    latents = model.apply({"params": params}, *inputs, method="encode")
+    return model.apply({"params": params}, latents, method="tokenize").residuals[:, 0, -1]
+
+  codes = repair.separate(
+    codes[:, :, 0],
+    partition_lib.fetch(last_residuals(params, constants)),
+    partition_lib.fetch(params["quantizer"]["codebooks"])[0, -1],
+    temperature=section.sinkhorn_temperature,
+    num_rounds=section.repair_rounds,
+  )[:, :, None]
+  lookup = jax.jit(lambda params, codes: model.apply({"params": params}, codes, method="lookup"))
+  return codes, partition_lib.fetch(lookup(params, codes))
 
 
 def _collaborative(workdir: pathlib.Path, dataset: Dataset, latent_dim: int) -> np.ndarray:
@@ -233,17 +260,26 @@ def loss_fn(
   commitment_weight: float,
   alignment_weight: float,
   diversity_weight: float,
+  sinkhorn_temperature: float = 0.0,
   axis_name: str | None = None,
 ):
   """Reconstruction and quantization, and LETTER's two terms where they have a weight.
 
   batch is a step of what Batches.epoch() gives: one group, of histories of one item.
-  quantization_reduction is one of REDUCTIONS, over levels and dimensions.
+  quantization_reduction is one of REDUCTIONS, over levels and dimensions. sinkhorn_temperature, if
+  not 0, has the last level's codes used evenly by the rows of all devices.
   """
   items = batch[0]["history"][0, :, 0]
   features, present = item_codes.rows(constants, items)
-  out = model.apply({"params": params}, items, features, present)
   weights = (items >= 0).astype(jnp.float32)
+
+  def choose_evenly(residuals, codebook):
+    points, counts = losses.gather_rows((residuals, weights), axis_name)
+    codes = balanced.balanced_codes(points, codebook, counts, sinkhorn_temperature)
+    return losses.own_rows(codes, len(residuals), axis_name)
+
+  choose_last = choose_evenly if sinkhorn_temperature else None
+  out = model.apply({"params": params}, items, features, present, choose_last)
   codebook_loss, commitment_loss = losses.quantization_losses(
     out.quantized.residuals, out.quantized.embeds, weights, axis_name
   )

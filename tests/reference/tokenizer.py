@@ -103,3 +103,31 @@ def srgnn(params, vectors, items):
     gate = sigmoid(last @ kernel("last") + bias("last") + states[item] @ kernel("node"))
     session += (gate @ kernel("alpha"))[0] * states[item]
   return np.concatenate([last, session]) @ kernel("out") + bias("out")
+
+
+def sinkhorn_codes(points, codebook, temperature, num_iters=50):
+  """[P] codes of points [P, D], as LETTER's program assigns its last level, in double precision.
+
+  Of codes in which a point has the same share, within 1 %, the nearest.
+  """
+  distances = ((points[:, None].astype(np.float64) - codebook[None]) ** 2).sum(-1)  # [P, N]
+  middle = (distances.max() + distances.min()) / 2
+  plan = np.exp((middle - distances) / (distances.max() - middle + 1e-5) / temperature)
+  for _ in range(num_iters):
+    plan /= plan.sum(axis=1, keepdims=True)  # Points weigh the same,
+    plan /= plan.sum(axis=0, keepdims=True)  # and so do codes.
+  assert np.all(np.isfinite(plan))
+  return np.where(plan >= 0.99 * plan.max(axis=1, keepdims=True), distances, np.inf).argmin(axis=1)
+
+
+def separate(codes, residuals, codebook, temperature, num_rounds):
+  """[I, L] codes of which items with the same ones have got others of the last level."""
+  codes = codes.copy()
+  for _ in range(num_rounds):
+    groups = {}
+    for item, code in enumerate(codes.tolist()):
+      groups.setdefault(tuple(code), []).append(item)
+    for items in groups.values():
+      if len(items) > 1:
+        codes[items, -1] = sinkhorn_codes(residuals[items], codebook, temperature)
+  return codes
