@@ -7,8 +7,10 @@ attention. data=NAME is one of common.data_section(); :smoke takes seconds on th
 :cpu suits two cores (with the causal encoder: see bbqrec_jax/models/generator.py).
 
 Where it differs: there is no token of the user (the best-documented reproductions leave it out as
-well), and the optimizers and their schedules are those of reproductions, in place of Adagrad and an
-inverse square root that others found unstable.
+well); the optimizers and their schedules are those of reproductions, in place of Adagrad and an
+inverse square root that others found unstable; every level has its own softmax over its codes, and
+beams keep to IDs that items have, so that none is invalid; the generator is BBQRec's without
+similarity (bbqrec_jax/models/generator.py).
 """
 
 from ml_collections import config_dict

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from bbqrec_jax import losses, main, partition, recommend, validate
-from bbqrec_jax.data import item_vectors, semantic_ids, synthetic
+from bbqrec_jax import losses, main, new_items, partition, recommend, validate
+from bbqrec_jax.data import item_vectors, scaling, semantic_ids, synthetic
 from bbqrec_jax.errors import Stopped, UserError
 from bbqrec_jax.evaluators import codebook
 from bbqrec_jax.metric_writer import MetricWriter
 from bbqrec_jax.models import balanced
 from bbqrec_jax.models import rqvae as rqvae_model
+from bbqrec_jax.trainers import generator as generator_trainer
 from bbqrec_jax.trainers import rqvae
 from configs import letter, tiger
 from tests.reference import tokenizer as reference
@@ -171,6 +172,36 @@ def test_parts_of_the_rows_on_two_devices_have_the_terms_of_all():
     np.testing.assert_allclose(of_each, terms_and_gradients()[1][name], rtol=1e-5)
 
 
+def test_diversity_takes_its_positives_from_the_clusters_of_their_level(monkeypatch):
+  model, params, constants, batch, _ = built()
+  seen = []
+  monkeypatch.setattr(losses, "diversity_loss", lambda *args: seen.append(args) or jnp.zeros(()))
+  clusters = np.array([[0, 1, 0, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 1]])
+  rqvae.loss_fn(
+    model, params, batch, constants, jax.random.key(3), extra(jnp.asarray(clusters)),
+    quantization_reduction="sum", commitment_weight=0.0, alignment_weight=0.0, diversity_weight=1.0,
+  )  # fmt: skip
+  ((embeds, codes, codebooks, positives, known, axis_name),) = seen
+  quantized = outputs()[1].quantized
+  np.testing.assert_array_equal(codes, quantized.codes[:, :, 0])
+  np.testing.assert_allclose(embeds, quantized.embeds[:, 0], atol=1e-6)
+  np.testing.assert_array_equal(codebooks, params["quantizer"]["codebooks"][0])
+  np.testing.assert_array_equal(known, [1, 0, 1, 1, 0, 1])  # Neither padding nor what has no text.
+  levels = np.arange(L)[None, :]
+  np.testing.assert_array_equal(clusters[levels, positives], clusters[levels, codes])
+  assert np.all(np.asarray(positives) != codes) and axis_name is None
+
+
+def test_networks_see_a_mean_square_of_one_in_each_dimension():
+  model, params, _, _, (items, features, present) = built()
+  bound = model.bind({"params": params})
+  x = jnp.where(present["text"][:, None], features["text"], params["missing"])
+  expected = bound.encoder(F**0.5 * x)
+  np.testing.assert_allclose(outputs()[0].behavior[:, 0], expected, atol=1e-5)
+  q = jax.random.normal(jax.random.key(5), (P, 1, D))
+  np.testing.assert_allclose(bound.decode(q), bound.decoder(q[:, 0]) / F**0.5, atol=1e-6)
+
+
 def test_the_last_level_is_used_evenly_by_items_alone():
   _, params, _, _, (items, _, _) = built()
   codebooks = params["quantizer"]["codebooks"].at[0, -1].multiply(0.3)  # Rows 0 and 3 want one.
@@ -265,6 +296,36 @@ def test_letter_without_its_terms_is_tiger_bit_for_bit(tokenized, tmp_path):
 def rebuilt(ids):
   """[I, D] sums of the code vectors of IDs of three levels, which may have a running number."""
   return ids.codebooks[0, np.arange(3)[None, :], ids.codes[:, :3, 0]].sum(axis=1)
+
+
+def test_what_selects_is_less_the_error_of_what_is_reconstructed(tokenized):
+  workdir, config, record, ids = tokenized
+  frozen = new_items.FrozenTokenizer.load(workdir, config, ids)
+  inputs, _ = scaling.standardise(dataset())
+  present = inputs["present"]["text"]
+  variables = {"params": frozen._params}
+  x_hat = frozen._model.apply(variables, rebuilt(ids)[:, None], method="decode")
+  errors = np.sum((inputs["features"]["text"] - np.asarray(x_hat)) ** 2, axis=1)
+  valid = record["valid_at_best"]["reconstruction"]
+  np.testing.assert_allclose(valid, -np.mean(errors[present]), rtol=1e-4)
+  assert record["best_valid"] == valid
+
+
+def test_the_generator_learns_at_the_temperature_of_its_config(tokenized, monkeypatch):
+  workdir, config, _, _ = tokenized
+  config = config_dict.FrozenConfigDict(
+    config.to_dict() | dict(generator=config.generator.to_dict() | dict(temperature=0.3))
+  )
+
+  class Reached(Exception):
+    pass
+
+  def reached(loss, *args, **kwargs):
+    raise Reached(loss.keywords["temperature"])
+
+  monkeypatch.setattr(generator_trainer.train_state, "make_train_step", reached)
+  with MetricWriter(workdir) as writer, pytest.raises(Reached, match=r"^0\.3$"):
+    generator_trainer.train(config, dataset(), workdir, writer)
 
 
 def test_items_of_one_semantic_id_are_given_others(tmp_path):

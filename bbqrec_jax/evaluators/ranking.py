@@ -23,7 +23,7 @@ class Evaluator:
   """Ranks every user's held-out item among all items.
 
   Each user counts once: a partial last batch weighs what it holds. Items of the user's history
-  stay candidates, as in the paper's protocol.
+  stay candidates, as in RecBole, on which the paper's baselines are based; it says nothing of them.
   """
 
   def __init__(

@@ -9,11 +9,12 @@ from bbqrec_jax.models import item_ranker, layers
 class Model(item_ranker.LeftToRight):
   """Gated recurrent units over embeddings of the items, scored by the same embeddings.
 
-  Hidasi et al. 2016 (GRU4Rec, arXiv:1511.06939), section 3.1, Eqs. (1)-(4); the unit is that of
-  flax, whose reset gate acts behind the recurrent product, and which has biases. Where we differ:
-  a user's whole history is one session, whole sequences make a batch rather than parallel ones
-  one step at a time, the output layer is tied to the input's embeddings, and the loss is a
-  cross-entropy over all items rather than BPR or TOP1 over those of the batch.
+  Hidasi et al. 2016 (GRU4Rec, arXiv:1511.06939), section 3; the unit is that of flax, whose reset
+  gate acts behind the recurrent product, and which has biases. Where we differ, as RecBole does: a
+  user's whole history is one session, whole sequences make a batch rather than parallel ones one
+  step at a time, embeddings are dropped out, a layer projects the states to their width, the output
+  is tied to them, and the loss is a cross-entropy over all items rather than BPR or TOP1 over those
+  of the batch.
   """
 
   width: int = 128  # E.

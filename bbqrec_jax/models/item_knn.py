@@ -14,7 +14,9 @@ class Model:
 
   Sarwar et al. 2001 (Item-based collaborative filtering) with the cosine of the items' sets of
   users, C_ij / sqrt(C_i C_j), where C_ij counts the users whose training part has both. Where we
-  differ: an item of the history weighs decay**a, a items having come after it.
+  differ: nobody rates, so that cosines are summed, of each item of the history to its K nearest,
+  where the paper averages ratings over the candidate's K nearest; and an item of the history weighs
+  decay**a, a items having come after it.
   """
 
   num_neighbours: int = 100  # K: of each item the nearest so many count; ties: the lower item.

@@ -47,16 +47,21 @@ class Model(item_ranker.OneTarget):
     weight of one modality. Scores are divided by a temperature.
 
   trainers/pretrainer.py holds the contrastive objective of the pre-training, with use_id=False; the
-  ranker's cross-entropy over all items fine-tunes every parameter, with the id.
+  ranker's cross-entropy over all items fine-tunes, with the id.
 
-  Where we differ: pre-training is on the same data, and nothing is transferred between domains;
-  text and image are not of one space here, so that each is clustered by itself, once, in the space
-  of its features, and not all together behind the adapters anew in every epoch; a modality that an
-  item does not have takes no part in the fusion, and one interest is no token twice; with a single
-  modality and the id a candidate's score is the mean of both cosines, as it is with more, and not
-  the cosine to the sum of both vectors; the penalty on
-  the mean of the encoded interests, of weight 1e-4, is left out; dropout of attention weights draws
-  one mask for all sequences of a batch and all heads (Flax's default).
+  Where we differ: pre-training is on the same data, and nothing is transferred between domains, so
+  that fine-tuning moves every parameter, where the program then keeps the positions, the encoder
+  and the decoder as they were pre-trained; interests are 256 of a modality, where the program has
+  one for every two vectors when fine-tuning (for fifty when pre-training); text and image are not
+  of one space here, so that each is clustered by itself, once, in the space of its features, and
+  not all together behind the adapters anew in every epoch; gradients reach the adapters through the
+  interests too; a modality that an item does not have takes no part in the fusion, and one interest
+  is no token twice; with a single modality and the id a candidate's score is the mean of both
+  cosines, as it is with more, and not the cosine to the sum of both vectors; an item that is
+  dropped from a history in pre-training takes its image with it; the penalty on the mean of the
+  encoded interests, of weight 1e-4, and the norms behind the last block of encoder and decoder are
+  left out; features are standardised (data/scaling.py); dropout of attention weights draws one mask
+  for all sequences of a batch and all heads (Flax's default).
   """
 
   use_id: bool = True

@@ -11,7 +11,7 @@ class Model(item_ranker.LeftToRight):
   Kang and McAuley 2018 (SASRec, arXiv:1808.09781), Eqs. (1)-(6): one table of embeddings serves as
   input and as output, and positions are learned. Where we differ: blocks are those of
   models/sasrec_encoder.py, and the loss is by default a cross-entropy over all items rather than
-  Eq. (7) with one sampled negative (`ranker.loss="bce"`).
+  Eq. (7) with one sampled negative (`ranker.loss="bce"`; see trainers/ranker.py).
   """
 
   width: int = 128  # E, d of the paper.

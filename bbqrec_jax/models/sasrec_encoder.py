@@ -13,11 +13,13 @@ class Encoder(nn.Module):
   """A transformer over item vectors.
 
   Kang and McAuley 2018 (SASRec, arXiv:1808.09781). Item vectors are the caller's rather than of a
-  table of its own, and with their positions they pass a LayerNorm before the first block, where the
-  paper has dropout alone; blocks are pre-norm with a GELU layer four times as wide, where the paper
-  has ReLU and one width. Dropout of attention weights draws one mask [T, T] for all histories of a
-  batch and all heads, which is Flax's default, where the paper draws one for each. Position 0 is a
-  history's oldest item.
+  table of its own, not scaled by the root of the width, and with their positions they pass a
+  LayerNorm before the first block, where the paper has dropout alone; blocks are pre-norm, the
+  attention with a layer behind its heads, then a GELU layer of mlp_dim, where the paper has ReLU
+  and one width. Dropout is of embeddings, of attention weights and of what each sublayer adds, not
+  within the second. That of attention weights draws one mask [T, T] for all histories of a batch
+  and all heads, which is Flax's default, where the paper draws one for each. Position 0 is a
+  history's oldest item, as in RecBole; in the authors' program positions count from the newest.
   """
 
   out_dim: int | None  # None: no projection, neither in nor out; the vectors have the width.

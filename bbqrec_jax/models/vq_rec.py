@@ -36,9 +36,10 @@ class Model(item_ranker.LeftToRight):
 
   Where we differ: trained from scratch on the data themselves, without the pre-training on other
   domains, its semi-synthetic negatives, and the permutation of code embeddings that transfers it;
-  text features are standardised before quantization, by no inverted file and by squared distance;
-  every position of a sequence is a target; an item without text has a code of its own in every
-  subspace; blocks are those of models/sasrec_encoder.py.
+  text features are standardised before quantization, which is fitted to all items with a text, by
+  no inverted file and by squared distance; every position of a sequence is a target; an item
+  without text has a code of its own in every subspace; blocks are those of
+  models/sasrec_encoder.py.
   """
 
   num_subspaces: int = 32  # S, the paper's D; fewer where the text has fewer dimensions.

@@ -14,6 +14,8 @@ Where this differs:
 * Clusters of codes are of equal size (models/balanced.py), where LETTER's program bounds their
   sizes; as there they are found anew every epoch.
 * The parameters are those that reconstruct best, where LETTER's program takes the last epoch's.
+* Every level's commitment reaches the encoder, as in TIGER's formula; in LETTER's program, whose
+  residuals pass gradients straight through, the first level's alone does.
 * LETTER's network is TIGER's, where its program's hidden layers are 2048, 1024, 512, 256, 128, 64.
 """
 
