@@ -193,7 +193,7 @@ def test_diversity_takes_its_positives_from_the_clusters_of_their_level(monkeypa
 
 
 def test_networks_see_a_mean_square_of_one_in_each_dimension():
-  model, params, _, _, (items, features, present) = built()
+  model, params, _, _, (_, features, present) = built()
   bound = model.bind({"params": params})
   x = jnp.where(present["text"][:, None], features["text"], params["missing"])
   expected = bound.encoder(F**0.5 * x)
