@@ -206,16 +206,32 @@ def test_a_run_of_the_earlier_causal_model_is_marked(out):
   assert len(remarks) == 1 and "seed 1: by an earlier" in remarks[0]
 
 
-def test_a_run_of_the_earlier_letter_is_marked(out):
+def test_a_run_of_an_earlier_letter_is_marked(out):
+  balanced = dict(alignment_weight=0.02, quantization_reduction="mean")
   for name, seed, rqvae in (
-    ("letter", 0, dict(alignment_weight=0.02, quantization_reduction="mean")),
+    ("letter", 0, balanced | dict(sinkhorn_temperature=0.003)),
     ("letter", 1, dict(alignment_weight=0.02)),
+    ("letter", 2, balanced),
     ("tiger", 0, dict(alignment_weight=0.0)),
   ):
     write_record(out, "beauty", name, seed, some_ranks(seed), config=dict(rqvae=rqvae, data={}))
-  text = render.markdown(TABLE2, [make(out, "tiger", "letter")])
+  text = render.markdown(TABLE2, [make(out, "tiger", "letter", seeds=3)])
   remarks = [line for line in text.splitlines() if ": by an earlier" in line]
-  assert len(remarks) == 1 and remarks[0].startswith("* \\* LETTER: seed 1: by an earlier LETTER")
+  assert [line.split(", whose ")[0] for line in remarks] == [
+    "* \\* LETTER: seed 1: by an earlier LETTER", "* \\* LETTER: seed 2: by an earlier LETTER"
+  ]  # fmt: skip
+
+
+def test_a_run_of_an_earlier_ranker_is_marked(out):
+  since = records.RANKERS_CHANGED
+  for name in ("sasrec", "sasrec_f"):
+    for seed, date in ((0, since), (1, "2026-11-29T12:44:17+00:00")):
+      config = dict(ranker=dict(model_name=name), data={})
+      changes = dict(config=config, provenance=dict(date=date))
+      write_record(out, "beauty", name, seed, some_ranks(seed), **changes)
+  text = render.markdown(TABLE2, [make(out, "sasrec", "sasrec_f")])
+  remarks = [line for line in text.splitlines() if ": by an earlier" in line]
+  assert len(remarks) == 1 and remarks[0].startswith("* \\* SASRec_F: seed 1: by an earlier SAS")
 
 
 def test_seeds_of_different_settings_are_told_apart(out):

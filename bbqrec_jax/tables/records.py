@@ -19,6 +19,14 @@ from bbqrec_jax.tables import systems
 FOLDER = "runs"
 # Since then a target can tell which item of its history is the latest: models/generator.py.
 CAUSAL_SEES_LATEST = "2026-11-26T10:26:22+00:00"
+# Since then what these systems are scored by, and how long the masked ones train, is another.
+RANKERS_CHANGED = "2026-11-29T12:44:18+00:00"
+_EARLIER_RANKERS = dict(
+  gru4rec_f="by an earlier GRU4Rec_F, scored by ids and features together",
+  sasrec_f="by an earlier SASRec_F, scored by ids and features together",
+  bert4rec="by an earlier BERT4Rec, of no norm in its head and a fifth of the patience",
+  nova_bert="by an earlier NOVA-BERT, of no norm in its head and a fifth of the patience",
+)
 
 
 def folder(out: pathlib.Path, dataset: str) -> pathlib.Path:
@@ -164,6 +172,10 @@ def outdated(found: dict) -> str:
   rqvae = found["config"].get("rqvae") or {}
   if rqvae.get("alignment_weight") and "quantization_reduction" not in rqvae:
     return "by an earlier LETTER, whose quantizer's losses outweighed those that are its own"
+  if rqvae.get("alignment_weight") and "sinkhorn_temperature" not in rqvae:
+    return "by an earlier LETTER, whose last level was not balanced and no collision repaired"
+  if found["provenance"].get("date", "") < RANKERS_CHANGED:
+    return _EARLIER_RANKERS.get((found["config"].get("ranker") or {}).get("model_name"), "")
   return ""
 
 
