@@ -25,7 +25,8 @@ _DTYPE = OneOf(("float32", "bfloat16"))
 _RATE = Real(0.0, 1.0, below=True)  # Of dropout, where 1 would leave nothing.
 _SHARE = Real(0.0, 1.0)
 _WEIGHT = Real(0.0)
-_TEMPERATURE = Real(1e-6)
+LEAST_TEMPERATURE = 1e-6  # Scores are divided by temperatures, in float32.
+_TEMPERATURE = Real(LEAST_TEMPERATURE)
 
 
 def _data(config: Mapping) -> Callable:

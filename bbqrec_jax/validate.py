@@ -62,6 +62,11 @@ def _check_rqvae(config: Mapping) -> None:
       f"rqvae.num_clusters={clusters}: codebook_size={codes} leaves a cluster with a single code, "
       "and rqvae.diversity_weight needs two."
     )
+  if 0 < own["sinkhorn_temperature"] < fields.LEAST_TEMPERATURE:
+    raise UserError(
+      f"rqvae.sinkhorn_temperature={own['sinkhorn_temperature']} must be 0 (not used) or at least "
+      f"{fields.LEAST_TEMPERATURE}."
+    )
   if own["repair_rounds"] and not own["sinkhorn_temperature"]:
     raise UserError(
       f"rqvae.repair_rounds={own['repair_rounds']} needs rqvae.sinkhorn_temperature above 0."

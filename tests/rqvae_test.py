@@ -384,6 +384,7 @@ def test_item_vectors_that_do_not_fit_are_refused(tmp_path):
     (tiger, {"rqvae.alignment_weight": 0.1}, "needs a ranker before the rqvae"),
     (letter, {"stages": ("rqvae", "ranker", "generator")}, "needs a ranker before the rqvae"),
     (letter, {"rqvae.sinkhorn_temperature": 0.0}, "rqvae.repair_rounds=20 needs"),
+    (letter, {"rqvae.sinkhorn_temperature": 1e-9}, "must be 0 (not used) or at least 1e-06"),
     (letter, {"rqvae.num_clusters": 5}, "codebook_size=8 leaves a cluster with a single code"),
     (
       letter,

@@ -99,6 +99,8 @@ def balanced_codes(
     [P] int32 in [0, N).
   """
   points, codebook = jax.lax.stop_gradient((points, codebook))
+  center = jnp.mean(codebook, axis=0, keepdims=True)  # Products far from it would round away.
+  points, codebook = points - center, codebook - center
   cross = jnp.einsum("pd,nd->pn", points, codebook, precision=jax.lax.Precision.HIGHEST)
   distances = jnp.sum(points**2, axis=-1)[:, None] - 2.0 * cross
   distances += jnp.sum(codebook**2, axis=-1)[None, :]

@@ -98,8 +98,11 @@ class Model(item_ranker.LeftToRight):
     pooled = pool(self.code_embedding, inputs["codes"])
     return Items(losses.unit(pooled), jnp.zeros(len(pooled)), pooled)
 
+  def embed(self, items, history, inputs):
+    return item_ranker.rows(items.pooled, history)
+
   def hidden(self, items, history, inputs, deterministic):
-    v = item_ranker.rows(items.pooled, history)
+    v = self.embed(items, history, inputs)
     return losses.unit(self.encoder(v, history, deterministic)) / self.temperature
 
 

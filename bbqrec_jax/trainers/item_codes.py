@@ -120,23 +120,35 @@ def revive_codes(
 
 def make_encode_catalogue(model):
   """Builds jitted (params, inputs) -> (codes [I, L, M] int32, v [I, M * D]) of all items."""
-  items = _chunks(model.num_items)
+
+  def encode(variables, quantized):
+    # Looked up, not taken from the forward pass: v is a function of the codes alone.
+    return quantized.codes, model.apply(variables, quantized.codes, method="lookup")
+
+  return _make_of_quantized(model, encode)
+
+
+def make_last_residuals(model):
+  """Builds jitted (params, inputs) -> [I, M, D] float32, what the last level quantizes of all."""
+  return _make_of_quantized(model, lambda _, quantized: quantized.residuals[:, :, -1])
+
+
+def _make_of_quantized(model, of_chunk: Callable):
+  """Builds jitted (params, inputs) -> what of_chunk(variables, Quantized) has a row an item of."""
+  chunks = _chunks(model.num_items)
 
   @jax.jit
-  def encode_catalogue(params, inputs):
+  def of_catalogue(params, inputs):
     variables = {"params": params}
 
-    def encode(items):
+    def quantize(items):
       latents = model.apply(variables, items, *rows(inputs, items), method="encode")
-      codes = model.apply(variables, latents, method="tokenize").codes
-      # Looked up, not taken from the forward pass: v is a function of the codes alone.
-      return codes, model.apply(variables, codes, method="lookup")
+      return of_chunk(variables, model.apply(variables, latents, method="tokenize"))
 
-    codes, vectors = jax.lax.map(encode, items)
-    merge = lambda x: x.reshape(-1, *x.shape[2:])[: model.num_items]
-    return merge(codes), merge(vectors)
+    found = jax.lax.map(quantize, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: model.num_items], found)
 
-  return encode_catalogue
+  return of_catalogue
 
 
 def make_reconstruction_error(model, reconstruct: Callable, partition):

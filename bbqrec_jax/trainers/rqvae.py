@@ -14,8 +14,8 @@ Where this differs:
 * Clusters of codes are of equal size (models/balanced.py), where LETTER's program bounds their
   sizes; as there they are found anew every epoch.
 * The parameters are those that reconstruct best, where LETTER's program takes the last epoch's.
-* Every level's commitment reaches the encoder, as in TIGER's formula; in LETTER's program, whose
-  residuals pass gradients straight through, the first level's alone does.
+* Every level's commitment reaches the encoder, as in TIGER's formula; in LETTER's program, which
+  subtracts code vectors that pass gradients straight through, the first level's alone does.
 * LETTER's network is TIGER's, where its program's hidden layers are 2048, 1024, 512, 256, 128, 64.
 """
 
@@ -169,17 +169,10 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
 
 def _repaired(section, model, params, constants, codes: np.ndarray):
   """(codes, vectors) as of make_encode_catalogue(), with fewer items of one semantic ID."""
-
-  @jax.jit
-  def last_residuals(params, constants):
-    items = jnp.arange(model.num_items, dtype=jnp.int32)
-    inputs = (items, *item_codes.rows(constants, items))
-    latents = model.apply({"params": params}, *inputs, method="encode")
-    return model.apply({"params": params}, latents, method="tokenize").residuals[:, 0, -1]
-
+  residuals = item_codes.make_last_residuals(model)(params, constants)
   codes = repair.separate(
     codes[:, :, 0],
-    partition_lib.fetch(last_residuals(params, constants)),
+    partition_lib.fetch(residuals)[:, 0],
     partition_lib.fetch(params["quantizer"]["codebooks"])[0, -1],
     temperature=section.sinkhorn_temperature,
     num_rounds=section.repair_rounds,
