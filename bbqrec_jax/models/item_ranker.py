@@ -101,7 +101,7 @@ class LeftToRight(ItemRanker):
   """Learns the next item at every position of a sequence; subclasses define items(), hidden()."""
 
   def embed(self, items: Items, history: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
-    """[R, T, E] float32, what hidden() reads of a history [R, T]; here what it is scored against."""
+    """[R, T, E] float32, what hidden() reads of a history [R, T]: what scores are against, here."""
     return rows(items.vectors, history)
 
   def hidden(
