@@ -88,6 +88,12 @@ def test_equal_means_share_a_place(tmp_path):
   assert [row.cells[0].place for row in grid.rows] == [2, 2, 1]
 
 
+def test_collisions_are_those_behind_a_repair():
+  raw = dict(codebook=dict(num_surplus_items=7))
+  repaired = dict(codebook=dict(num_surplus_items=7, num_surplus_repaired=0))
+  assert [records.quantity(found, "collisions") for found in (raw, repaired, {})] == [7, 0, None]
+
+
 def test_few_collisions_are_better(tmp_path):
   for name, surplus in (("tiger_ids_l2", 50), ("letter_ids_l2", 70), ("bbqrec_ids_l2", 0)):
     codebook = dict(num_surplus_items=surplus)

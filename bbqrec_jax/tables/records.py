@@ -183,13 +183,15 @@ def quantity(found: dict, name: str) -> float | None:
   """A figure of a record, or None where it has none.
 
   Args:
-    name: a metric of the test split ("recall@5"); "collisions", items less distinct semantic IDs;
+    name: a metric of the test split ("recall@5"); "collisions", items less distinct semantic IDs,
+      behind a repair where there is one;
       "ms_per_user", milliseconds a user of the test split's evaluation; "latency 50", seconds a
       user at beam 50.
   """
   match name.split():
     case ["collisions"]:
-      return found.get("codebook", {}).get("num_surplus_items")
+      codebook = found.get("codebook", {})
+      return codebook.get("num_surplus_repaired", codebook.get("num_surplus_items"))
     case ["ms_per_user"]:
       seconds = list(found["stages"].values())[-1].get("test_seconds")
       return None if seconds is None else 1_000 * seconds / found["data"]["table1"]["users"]

@@ -89,7 +89,7 @@ def _test(row: Row, column: int) -> str:
 
 _MEANINGS = dict(
   collisions="collisions: items less distinct semantic IDs, without the running number of TIGER, "
-  "before the repair of LETTER.",
+  "behind the repair of LETTER.",
   ms_per_user="ms a user: of the test split's evaluation, in batches, on the run's own devices.",
 )
 
