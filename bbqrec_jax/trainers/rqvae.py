@@ -10,7 +10,7 @@ Where this differs:
 * Codebooks begin with plain k-means, where LETTER's program balances it. As there, the last level's
   codes are used evenly in training, and items that share an ID are given others behind it
   (trainers/repair.py); no new item is.
-* Features are standardised (data/scaling.py), which neither's program does.
+* Features are standardised (data/scaling.py), which LETTER's program does not do.
 * Clusters of codes are of equal size (models/balanced.py), where LETTER's program bounds their
   sizes; as there they are found anew every epoch.
 * The parameters are those that reconstruct best, where LETTER's program takes the last epoch's.
