@@ -184,9 +184,8 @@ def quantity(found: dict, name: str) -> float | None:
 
   Args:
     name: a metric of the test split ("recall@5"); "collisions", items less distinct semantic IDs,
-      behind a repair where there is one;
-      "ms_per_user", milliseconds a user of the test split's evaluation; "latency 50", seconds a
-      user at beam 50.
+      behind a repair where there is one; "ms_per_user", milliseconds a user of the test split's
+      evaluation; "latency 50", seconds a user at beam 50.
   """
   match name.split():
     case ["collisions"]:
