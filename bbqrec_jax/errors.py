@@ -22,11 +22,12 @@ class Stopped(Exception):
     self.status = 128 + signum  # The command's exit status, as a shell has it.
 
 
-def exit_status(command: Callable[[], None]) -> int:
+def exit_status(command: Callable[[], None], interrupted: str = "Stopped.") -> int:
   """Calls what a command does and returns the process's exit status.
 
-  That is 0; 1 where a UserError has been told; and that of SIGPIPE, with nothing said, where
-  whoever read the output has had enough (`... | head`).
+  That is 0; 1 where a UserError has been told; that of SIGINT at Ctrl-C, which is told as
+  `interrupted`; and that of SIGPIPE, with nothing said, where whoever read the output has had
+  enough (`... | head`).
   """
   try:
     command()
@@ -34,6 +35,9 @@ def exit_status(command: Callable[[], None]) -> int:
   except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print(f"\n{interrupted}", file=sys.stderr)
+    return Stopped("", signal.SIGINT).status
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at the end.
     return Stopped("", signal.SIGPIPE).status

@@ -73,6 +73,11 @@ class Recommender:
       _check_has_generator(workdir)
     for path in (workdir / "checkpoints" / generator_trainer.STAGE, workdir / "config.json"):
       if not os.path.exists(path):  # Unlike pathlib's, False also for what can be no name.
+        if os.path.exists(workdir / "results.json"):
+          raise UserError(
+            f"{path} has been removed from a finished run, which cannot recommend without it; put "
+            "it back, or train again in another --workdir."
+          )
         raise UserError(f"{path} does not exist; give the --workdir of a finished run.")
     stored = run_record.read_json(path, ("config",))["config"]
     ids = semantic_ids.load(workdir)

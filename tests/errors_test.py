@@ -26,13 +26,22 @@ def test_a_user_error_is_one_sentence_and_1(capsys):
   assert capsys.readouterr() == ("", "Error: x.json is damaged; make it again.\n")
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("error", [ValueError, OSError])
 def test_what_is_no_user_error_is_not_hidden(error):
   def command():
     raise error("a bug")
 
   with pytest.raises(error, match="a bug"):
     exit_status(command)
+
+
+@pytest.mark.parametrize(("told", "expected"), [((), "Stopped."), (("Go on.",), "Go on.")])
+def test_ctrl_c_is_one_sentence_and_the_status_of_a_shell(told, expected, capsys):
+  def command():
+    raise KeyboardInterrupt
+
+  assert exit_status(command, *told) == 128 + signal.SIGINT
+  assert capsys.readouterr() == ("", f"\n{expected}\n")
 
 
 @pytest.mark.parametrize("options", [(), ("-u",)], ids=["buffered", "unbuffered"])

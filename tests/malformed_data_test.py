@@ -137,7 +137,7 @@ INTERACTIONS = [  # (edit of shop.inter, what is said)
   (put("\n\r\n\n"), "wrong header"),
   (put(b"\0" * 5_000), "wrong header"),
   (put(np.random.default_rng(0).bytes(5_000)), "not UTF-8"),
-  (lambda content: content.decode().encode("utf-16"), "not UTF-8"),
+  (lambda content: content.decode().encode("utf-16"), "shop.inter: the text is not UTF-8"),
   (lambda content: content.decode().encode("utf-16-le"), "wrong header"),
   (lambda content: content.decode().encode("utf-32"), ANY),
   (lambda content: gz(content), "not UTF-8"),

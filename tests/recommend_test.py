@@ -126,6 +126,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     recommend.Recommender.load(tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["checkpoints", "config.json"])
+def test_a_finished_run_that_has_lost_what_it_learned_is_refused(finished, tmp_path, lost):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished.workdir, workdir, ignore=shutil.ignore_patterns(lost))
+  with pytest.raises(UserError, match="has been removed from a finished run"):
+    recommend.Recommender.load(workdir)
+
+
 def test_a_run_that_has_not_ended_is_told(finished, recommender, tmp_path, caplog):
   workdir = tmp_path / "run"
   shutil.copytree(finished.workdir, workdir, ignore=shutil.ignore_patterns("results.json"))

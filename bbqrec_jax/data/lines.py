@@ -27,14 +27,19 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     raise UserError(f"{path}: no such file.") from error
   except UnicodeDecodeError as error:
     raise UserError(
-      f"{path}: the text after line {number} is not UTF-8; convert the file to UTF-8."
+      f"{path}: the text{_after(number)} is not UTF-8; convert the file to UTF-8."
     ) from error
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise UserError(
-      f"{path}: damaged or truncated .gz after line {number}; delete the file and fetch it again."
+      f"{path}: damaged or truncated .gz{_after(number)}; delete the file and fetch it again."
     ) from error
   except OSError as error:
     raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _after(number: int) -> str:
+  """Where reading ended, for a message; "" if no line was read."""
+  return f" after line {number}" if number else ""
 
 
 def check_distinct(columns: Sequence[str], where: str) -> None:

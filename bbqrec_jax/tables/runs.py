@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -296,13 +295,13 @@ def exit_status(command: Callable[[], list[Outcome]]) -> int:
   """Calls what runs jobs and returns those that failed; says how it ended; a process's status."""
   failed = []
   try:
-    status = errors.exit_status(lambda: failed.extend(command()))
+    # Ctrl-C that comes through is a second one, or one that nothing has to be kept of.
+    status = errors.exit_status(
+      lambda: failed.extend(command()), "Stopped at once. The same command goes on."
+    )
   except Stopped as stopped:
     print(f"\nStopped: {stopped}. The same command goes on.", file=sys.stderr)
     return stopped.status
-  except KeyboardInterrupt:  # A second one, or one that nothing has to be kept of.
-    print("\nStopped at once. The same command goes on.", file=sys.stderr)
-    return Stopped("", signal.SIGINT).status
   for outcome in failed:
     print(f"Failed: {outcome.job.name}; see {outcome.job.log}.", file=sys.stderr)
   return 1 if failed else status
