@@ -104,6 +104,7 @@ def sum_micro_batches(fn: Callable, groups, key) -> jax.Array:
   gradient; what they share has its gradient taken once, at the end.
 
   Args:
+    fn: returns an array; all of them have one shape.
     groups: a sequence of pytrees of arrays [n, ...]: n micro-batches of one shape.
   """
   again = jax.checkpoint(fn)
@@ -113,7 +114,7 @@ def sum_micro_batches(fn: Callable, groups, key) -> jax.Array:
     if len(keys) == 1:
       total += fn(jax.tree.map(lambda x: x[0], group), keys[0])
     else:
-      total += jnp.sum(jax.lax.map(lambda inputs: again(*inputs), (group, keys)))
+      total += jnp.sum(jax.lax.map(lambda inputs: again(*inputs), (group, keys)), axis=0)
   return total
 
 

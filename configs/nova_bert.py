@@ -18,15 +18,15 @@ def get_config(arg: str = ""):
     num_heads=2,
     mlp_dim=256,
     mask_rate=0.6,
-    last_rate=0.5,
+    last_rate=1 / 11,
     dropout_rate=0.2,
   )
   if arg.smoke:
     config.ranker.model.update(width=16, num_layers=1, mlp_dim=32)
   else:
-    # Patience of 50 epochs, where others have ten: an epoch masks each sequence once, which asks
-    # for less than half of what others predict, and masked training begins slowly.
-    config.ranker.eval_epochs = 5
+    # Patience of 20 epochs, where others have ten: an epoch asks for some six tenths of what others
+    # predict, and masked training begins slowly.
+    config.ranker.eval_epochs = 2
   return config
 
 

@@ -22,17 +22,19 @@ GROUPS = (
   ),
   dict(history=np.array([[[0, 3]]]), targets=np.array([[[3, 6]]])),
 )
-NUM_TARGETS = 8
+SEQUENCES = (  # (first item, last item, number of targets)
+  (4, 0, 3), (3, 1, 2), (1, 2, 1), (0, 6, 2)
+)  # fmt: skip
 
 
 class Toy:
-  """Scores by a table; every sequence predicts its last target `copies` times."""
+  """Scores by a table; a sequence predicts its last target as often as it has any, up to `most`."""
 
   num_items, dtype = I, "float32"
   scorer = staticmethod(lambda items: losses.PRODUCT)
 
-  def __init__(self, copies):
-    self.copies = copies
+  def __init__(self, most):
+    self.most = most
 
   def apply(self, variables, *args, method, rngs=None):
     table = variables["params"]
@@ -43,8 +45,9 @@ class Toy:
       return item_ranker.last_item(item_ranker.rows(items.vectors, history), history)
     last = jnp.take_along_axis(targets, jnp.maximum(jnp.sum(targets >= 0, 1) - 1, 0)[:, None], 1)
     hidden = item_ranker.rows(items.vectors, history[:, :1])
-    repeat = lambda x: jnp.concatenate([x] * self.copies, axis=1)
-    return item_ranker.Predictions(repeat(hidden), repeat(last))
+    repeat = lambda x: jnp.concatenate([x] * self.most, axis=1)
+    counts = jnp.arange(self.most)[None, :] < jnp.sum(targets >= 0, axis=1, keepdims=True)
+    return item_ranker.Predictions(repeat(hidden), jnp.where(counts, repeat(last), -1))
 
 
 def params():
@@ -60,15 +63,15 @@ def scores(history_item):
   return table["vectors"] @ table["vectors"][history_item] + table["bias"]
 
 
-@pytest.mark.parametrize("copies", [1, 4])
-def test_a_sequence_weighs_by_its_targets_however_often_it_predicts(copies):
-  loss_fn = functools.partial(ranker.loss_fn, Toy(copies), loss="softmax")
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_all_that_is_predicted_weighs_the_same(most):
+  loss_fn = functools.partial(ranker.loss_fn, Toy(most), loss="softmax")
   loss, _ = jax.jit(loss_fn)(params(), GROUPS, None, jax.random.key(0))
-  expected = 0.0
-  for first, last, length in ((4, 0, 3), (3, 1, 2), (1, 2, 1), (0, 6, 2)):
+  terms = []
+  for first, last, length in SEQUENCES:
     row = scores(first)
-    expected -= length * (row[last] - np.log(np.exp(row).sum())) / NUM_TARGETS
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    terms += [np.log(np.exp(row).sum()) - row[last]] * min(length, most)
+  np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
 
 
 def test_the_binary_loss_of_many_draws_nears_its_expectation():
@@ -76,11 +79,11 @@ def test_the_binary_loss_of_many_draws_nears_its_expectation():
   found = np.mean(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4_000)))
   expected = 0.0
   log_sigmoid = lambda x: -np.log1p(np.exp(-x))
-  for sequence, length in (([4, 2, 6, 0], 3), ([3, 5, 1], 2), ([1, 2], 1), ([0, 3, 6], 2)):
+  for sequence in ([4, 2, 6, 0], [3, 5, 1], [1, 2], [0, 3, 6]):
     row = scores(sequence[0])
     negatives = [item for item in range(I) if item not in sequence]
     term = log_sigmoid(row[sequence[-1]]) + np.sum(log_sigmoid(-row[negatives])) / I
-    expected -= length * term / NUM_TARGETS
+    expected -= term / len(SEQUENCES)
   np.testing.assert_allclose(found, expected, rtol=0.03)
 
 

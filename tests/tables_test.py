@@ -228,16 +228,25 @@ def test_a_run_of_an_earlier_letter_is_marked(out):
   ]  # fmt: skip
 
 
-def test_a_run_of_an_earlier_ranker_is_marked(out):
-  since = records.RANKERS_CHANGED
-  for name in ("sasrec", "sasrec_f"):
-    for seed, date in ((0, since), (1, "2026-11-29T12:44:17+00:00")):
+@pytest.mark.parametrize(
+  ("changed", "since", "before"),
+  [
+    ("sasrec_f", records.FUSED_CHANGED, "2026-11-29T12:44:17+00:00"),
+    ("bert4rec", records.MASKED_CHANGED, "2026-11-29T17:49:59+00:00"),
+  ],
+)
+def test_a_run_of_an_earlier_ranker_is_marked(out, changed, since, before):
+  for name in ("sasrec", changed):
+    for seed, date in ((0, since), (1, before)):
       config = dict(ranker=dict(model_name=name), data={})
       changes = dict(config=config, provenance=dict(date=date))
       write_record(out, "beauty", name, seed, some_ranks(seed), **changes)
-  text = render.markdown(TABLE2, [make(out, "sasrec", "sasrec_f")])
+  text = render.markdown(TABLE2, [make(out, "sasrec", changed)])
   remarks = [line for line in text.splitlines() if ": by an earlier" in line]
-  assert len(remarks) == 1 and remarks[0].startswith("* \\* SASRec_F: seed 1: by an earlier SAS")
+  label = {"sasrec_f": "SASRec_F", "bert4rec": "BERT4Rec"}[changed]
+  assert len(remarks) == 1 and remarks[0].startswith(
+    f"* \\* {label}: seed 1: by an earlier {label}, "
+  )
 
 
 def test_seeds_of_different_settings_are_told_apart(out):

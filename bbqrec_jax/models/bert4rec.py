@@ -14,12 +14,10 @@ class Model(item_ranker.ItemRanker):
 
   Sun et al. 2019 (BERT4Rec, arXiv:1904.06690), Eqs. (1)-(8); a mask behind the history asks for
   the next item. As in the authors' program round(mask_rate * n) of a sequence's n items, and one at
-  least, are masked, and a LayerNorm follows the GELU of Eq. (7), which the paper does not have.
-  Where we differ: blocks are those of models/sasrec_encoder.py (pre-norm). The authors add a sample
-  whose last item alone is masked to every ten maskings of a sequence; here a share `last_rate` of
-  sequences is cut at a random place, and the last item before the cut masked. A sequence weighs by
-  its length, shared out among what is masked of it, where Eq. (8) gives all sequences, and the
-  authors' program all masked items, the same.
+  least, are masked, or its last item alone, which there is one sample to every ten of the others;
+  all masked items weigh the same, where Eq. (8) gives all sequences the same; and a LayerNorm
+  follows the GELU of Eq. (7), which the paper does not have. Where we differ: blocks are those of
+  models/sasrec_encoder.py (pre-norm), and which of both a sequence is in an epoch is drawn.
   """
 
   width: int = 128  # E, d of the paper.
@@ -27,7 +25,7 @@ class Model(item_ranker.ItemRanker):
   num_heads: int = 2
   mlp_dim: int = 256
   mask_rate: float = 0.6  # rho.
-  last_rate: float = 0.5
+  last_rate: float = 1 / 11  # Of sequences whose last item alone is masked.
   dropout_rate: float = 0.2
   dtype: str = "float32"  # Of products; parameters, softmax and the result are float32.
 
@@ -56,7 +54,7 @@ class Model(item_ranker.ItemRanker):
 
   def predictions(self, items, history, targets, inputs, deterministic):
     sequence = jnp.concatenate([history[:, :1], targets], axis=1)  # [R, S], S = T + 1.
-    sequence, chosen, asked = self._corrupt(sequence)
+    chosen, asked = self._corrupt(sequence)
     place = jax.nn.one_hot(jnp.where(asked, chosen, -1), sequence.shape[1], dtype=bool)
     hidden = self._encode(items, sequence, jnp.any(place, axis=1), inputs, deterministic)
     hidden = jnp.take_along_axis(hidden, chosen[:, :, None], axis=1)  # [R, P, E]
@@ -78,28 +76,24 @@ class Model(item_ranker.ItemRanker):
     del sequence, inputs
     return None
 
-  def _corrupt(self, sequence: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def _corrupt(self, sequence: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What is masked of sequences [R, S] int32, -1 behind the end.
 
     Returns:
-      sequence: [R, S] int32, cut where the last item alone is to be masked.
       chosen: [R, P] int32, positions.
       asked: [R, P] bool, whether each of them is masked.
     """
     places = jnp.arange(sequence.shape[1])[None, :]
-    order_key, alone_key, cut_key = jax.random.split(self.make_rng("mask"), 3)
+    order_key, alone_key = jax.random.split(self.make_rng("mask"))
     length = jnp.sum(sequence >= 0, axis=1, keepdims=True)  # [R, 1], 2 at least, or 0.
     alone = jax.random.uniform(alone_key, length.shape) < self.last_rate
-    cut = 2 + jnp.floor(jax.random.uniform(cut_key, length.shape) * (length - 1)).astype(jnp.int32)
-    length = jnp.where(alone, jnp.minimum(cut, length), length)
-    sequence = jnp.where(places < length, sequence, -1)
     order = jnp.where(sequence >= 0, jax.random.uniform(order_key, sequence.shape), 2.0)
     order = jnp.where(alone & (places == length - 1), -1.0, order)
     most = min(math.ceil(self.mask_rate * sequence.shape[1]) + 1, sequence.shape[1])
     count = jnp.clip(jnp.round(self.mask_rate * length).astype(jnp.int32), 1, most)
     count = jnp.where(alone, 1, count)
     _, chosen = jax.lax.top_k(-order, most)
-    return sequence, chosen, (jnp.arange(most)[None, :] < count) & (length > 0)
+    return chosen, (jnp.arange(most)[None, :] < count) & (length > 0)
 
   def _encode(self, items, sequence, masked, inputs, deterministic):
     """[B, S, E] of sequences [B, S] int32 whose items at `masked` [B, S] bool are hidden."""

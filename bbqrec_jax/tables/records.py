@@ -19,13 +19,13 @@ from bbqrec_jax.tables import systems
 FOLDER = "runs"
 # Since then a target can tell which item of its history is the latest: models/generator.py.
 CAUSAL_SEES_LATEST = "2026-11-26T10:26:22+00:00"
-# Since then what these systems are scored by, and how long the masked ones train, is another.
-RANKERS_CHANGED = "2026-11-29T12:44:18+00:00"
+# Since then what these systems are scored by, or what is masked, is another.
+FUSED_CHANGED, MASKED_CHANGED = "2026-11-29T12:44:18+00:00", "2026-11-29T17:50:00+00:00"
 _EARLIER_RANKERS = dict(
-  gru4rec_f="by an earlier GRU4Rec_F, scored by ids and features together",
-  sasrec_f="by an earlier SASRec_F, scored by ids and features together",
-  bert4rec="by an earlier BERT4Rec, of no norm in its head and a fifth of the patience",
-  nova_bert="by an earlier NOVA-BERT, of no norm in its head and a fifth of the patience",
+  gru4rec_f=(FUSED_CHANGED, "GRU4Rec_F, scored by ids and features together"),
+  sasrec_f=(FUSED_CHANGED, "SASRec_F, scored by ids and features together"),
+  bert4rec=(MASKED_CHANGED, "BERT4Rec, half of whose sequences had one item masked"),
+  nova_bert=(MASKED_CHANGED, "NOVA-BERT, half of whose sequences had one item masked"),
 )
 
 
@@ -174,9 +174,9 @@ def outdated(found: dict) -> str:
     return "by an earlier LETTER, whose quantizer's losses outweighed those that are its own"
   if rqvae.get("alignment_weight") and "sinkhorn_temperature" not in rqvae:
     return "by an earlier LETTER, whose last level was not balanced and no collision repaired"
-  if found["provenance"].get("date", "") < RANKERS_CHANGED:
-    return _EARLIER_RANKERS.get((found["config"].get("ranker") or {}).get("model_name"), "")
-  return ""
+  model_name = (found["config"].get("ranker") or {}).get("model_name")
+  changed, earlier = _EARLIER_RANKERS.get(model_name, ("", ""))
+  return f"by an earlier {earlier}" if found["provenance"].get("date", "") < changed else ""
 
 
 def quantity(found: dict, name: str) -> float | None:

@@ -13,9 +13,8 @@ A score is hidden . vector + bias, unless the model's scorer() says otherwise. S
 data/batches.windows(), or prefixes() for a model that predicts one item of each: every position but
 a user's first is a target once an epoch. What a model prepares, such as codes that it does not
 learn, stands in <stage>_prepared.npz. With ranker.init_from, parameters start from those that an
-earlier stage of the run, trainers/pretrainer.py, found best. The loss is a mean over targets; where
-a model predicts another number of them than a sequence has, the sequence keeps its weight.
-Evaluation, selection and stopping are those of every stage, over the whole catalogue.
+earlier stage of the run, trainers/pretrainer.py, found best. The loss is a mean over what is
+predicted. Evaluation, selection and stopping are those of every stage, over the whole catalogue.
 """
 
 import functools
@@ -218,7 +217,7 @@ def ranks(model, context, history, targets):
 
 
 def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | None = None):
-  """The loss of a batch: a mean over its targets.
+  """The loss of a batch: a mean over what the model predicts of it.
 
   Args:
     batch: a step of what Batches.epoch() gives, with the model's every_target.
@@ -227,8 +226,6 @@ def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | No
   """
   items = catalogue(model, params, inputs)
   vectors, scorer = items.vectors.astype(model.dtype), model.scorer(items)
-  num_targets = sum(jnp.sum(group["targets"] >= 0) for group in batch)
-  num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
 
   def part(group, key):
     dropout_key, mask_key, negative_key = jax.random.split(key, 3)
@@ -237,26 +234,29 @@ def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | No
       method="predictions", rngs=dict(dropout=dropout_key, mask=mask_key),
     )  # fmt: skip
     counts = predicted.targets >= 0  # [R, P]
-    share = jnp.sum(group["targets"] >= 0, axis=1) / jnp.maximum(jnp.sum(counts, axis=1), 1)  # [R]
-    weights = (counts * share[:, None] / num_targets).reshape(-1)
+    weights = counts.reshape(-1).astype(jnp.float32)
     targets = jnp.maximum(predicted.targets, 0).reshape(-1)
     h = predicted.hidden.astype(model.dtype).reshape(len(targets), -1)
     if loss == "softmax":
-      return losses.softmax_loss(h, vectors, items.bias, targets, weights, scorer)
-    negatives, allowed = sample_negatives(negative_key, group, counts.shape[1], model.num_items)
-    return losses.bce_loss(
-      h,
-      vectors,
-      items.bias,
-      targets,
-      negatives.reshape(-1),
-      weights,
-      weights * allowed.reshape(-1),
-      scorer,
-    )
+      loss_sum = losses.softmax_loss(h, vectors, items.bias, targets, weights, scorer)
+    else:
+      negatives, allowed = sample_negatives(negative_key, group, counts.shape[1], model.num_items)
+      loss_sum = losses.bce_loss(
+        h,
+        vectors,
+        items.bias,
+        targets,
+        negatives.reshape(-1),
+        weights,
+        weights * allowed.reshape(-1),
+        scorer,
+      )
+    return jnp.stack([loss_sum, jnp.sum(weights)])
 
-  total = losses.total(train_state.sum_micro_batches(part, batch, key), axis_name)
-  return total, ({}, ())
+  # How many a masked model predicts is known only once it has drawn them.
+  loss_sum, num_targets = train_state.sum_micro_batches(part, batch, key)
+  num_targets = jnp.maximum(losses.total(num_targets, axis_name), 1)
+  return losses.total(loss_sum, axis_name) / num_targets, ({}, ())
 
 
 def sample_negatives(key, group, num_predictions: int, num_items: int):
