@@ -11,23 +11,7 @@ from configs import common
 
 def get_config(arg: str = ""):
   arg = common.parse_arg(arg, **common.RANKER_SWITCHES)
-  config = common.ranker(arg, "bert4rec")
-  config.ranker.model.update(
-    width=128,
-    num_layers=2,
-    num_heads=2,
-    mlp_dim=256,
-    mask_rate=0.6,
-    last_rate=1 / 11,
-    dropout_rate=0.2,
-  )
-  if arg.smoke:
-    config.ranker.model.update(width=16, num_layers=1, mlp_dim=32)
-  else:
-    # Patience of 20 epochs, where others have ten: an epoch asks for some six tenths of what others
-    # predict, and masked training begins slowly.
-    config.ranker.eval_epochs = 2
-  return config
+  return common.masked_ranker(arg, "bert4rec")
 
 
 def sweep(add):

@@ -279,7 +279,7 @@ RANKER_SWITCHES = COUNTS_SWITCHES | dict(
 
 
 def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> config_dict.ConfigDict:
-  """A system that scores every item; what is alike in all of them.
+  """A system that learns to score every item; what is alike in all of them.
 
   Args:
     arg: with every name of RANKER_SWITCHES.
@@ -311,6 +311,29 @@ def ranker(arg: config_dict.ConfigDict, model_name: str, modalities=()) -> confi
     config.ranker.update(
       batch_size=64, length_groups=2, num_epochs=2, eval_batch_size=64, log_steps=5
     )
+  return config
+
+
+def masked_ranker(
+  arg: config_dict.ConfigDict, model_name: str, modalities=()
+) -> config_dict.ConfigDict:
+  """The same for a system that fills in masked items: BERT4Rec, or what builds on it."""
+  config = ranker(arg, model_name, modalities)
+  config.ranker.model.update(
+    width=128,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=256,
+    mask_rate=0.6,
+    last_rate=1 / 11,
+    dropout_rate=0.2,
+  )
+  if arg.smoke:
+    config.ranker.model.update(width=16, num_layers=1, mlp_dim=32)
+  else:
+    # Patience of 20 epochs, where others have ten: an epoch asks for some six tenths of what others
+    # predict, and masked training begins slowly.
+    config.ranker.eval_epochs = 2
   return config
 
 

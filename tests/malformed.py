@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
+from hypothesis import strategies as st
 
 from bbqrec_jax.errors import UserError
 
 PROPERTY = "malformed"  # Of a test's report: how many inputs it fed. conftest.py adds them up.
+DEEP = "[" * 100_000  # Deeper than any parser of Python's goes.
 SECONDS = 30  # Longer, and it hangs; generous for a busy machine.
 
 _fed = 0
@@ -69,6 +71,21 @@ def command_outcome(
 def numbered(values: Iterable) -> list:
   """Parameters of a test that go by their number, for their text may be long."""
   return [pytest.param(value, id=str(n)) for n, value in enumerate(values)]
+
+
+def damage(draw, content: bytes) -> bytes:
+  """Bytes with one thing wrong: cut, overwritten, inserted, doubled or left out somewhere."""
+  at = draw(st.integers(0, len(content)))
+  size = draw(st.integers(0, 20))
+  new = draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\0", b"\n", b"\t", b"\xff"]))
+  kinds = dict(
+    cut=content[:at],
+    overwrite=content[:at] + new + content[at + len(new) :],
+    insert=content[:at] + new + content[at:],
+    double=content[: at + size] + content[at:],
+    leave_out=content[:at] + content[at + size :],
+  )
+  return kinds[draw(st.sampled_from(sorted(kinds)))]
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:

@@ -17,7 +17,13 @@ from bbqrec_jax import main
 from bbqrec_jax.data import amazon
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.trainers import generator, tokenizer
-from tests import malformed, malformed_data_test, smoke_run
+from tests import (
+  malformed,
+  malformed_amazon_test,
+  malformed_data_test,
+  malformed_sources_test,
+  smoke_run,
+)
 
 pytestmark = pytest.mark.usefixtures("counted")
 
@@ -410,7 +416,8 @@ def test_config_files(tmp_path, monkeypatch, capsys, source, expected):
 
 
 def test_there_are_at_least_two_hundred():
-  data = malformed_data_test
-  files = (data.INTERACTIONS, data.ITEM_TABLES, data.CSV, data.MATRICES, data.JSON_LINES)
-  assert sum(map(len, (*files, data.LITERALS, data.RAW, data.ARGUMENTS))) >= 200
+  data, amazon = malformed_data_test, malformed_amazon_test
+  files = (data.INTERACTIONS, data.ITEM_TABLES, data.CSV, data.MATRICES)
+  files += (amazon.JSON_LINES, amazon.LITERALS, amazon.RAW, malformed_sources_test.ARGUMENTS)
+  assert sum(map(len, files)) >= 200
   assert len(FINE_VALUES) * len(VALUES) >= 200

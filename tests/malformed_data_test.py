@@ -1,136 +1,39 @@
-"""Malformed files of every data source: each is refused in one sentence, or fine for a reason."""
+"""Malformed tables and matrices: each is refused in one sentence, or fine for a reason."""
 
 import functools
-import gzip
 import io
-import json
-import os
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
-from bbqrec_jax.data import amazon, atomic, synthetic, table, text
 from tests import malformed
+from tests.malformed_files import (
+  ANY,
+  FEATURES,
+  GOOD,
+  ITEMS,
+  fill,
+  gz,
+  lines,
+  load_atomic,
+  load_atomic_texts,
+  load_table,
+  load_table_texts,
+  npy,
+  put,
+  swap,
+)
 
 pytestmark = pytest.mark.usefixtures("counted")
-
-ITEMS = ("a", "b", "c", "d")
-USERS = ("u0", "u1", "u2")
-DEEP = "[" * 100_000  # Deeper than any parser of Python's goes.
-
-
-def npy(array, **kwargs) -> bytes:
-  file = io.BytesIO()
-  np.save(file, array, **kwargs)
-  return file.getvalue()
-
-
-def gz(content: str | bytes) -> bytes:
-  return gzip.compress(content if isinstance(content, bytes) else content.encode(), mtime=0)
-
-
-def _lines(*lines: str) -> bytes:
-  return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _reviews() -> list[str]:
-  return [
-    json.dumps(dict(reviewerID=user, asin=item, unixReviewTime=time))
-    for user in USERS
-    for time, item in enumerate(ITEMS)
-  ]
-
-
-FEATURES = np.arange(1.0, 9.0, dtype=np.float32).reshape(4, 2)
-REVIEWS, META = "reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"
-IMAGES = "image_features_Beauty.b"
-GOOD = {  # Every file of every source.
-  "shop.inter": _lines(
-    "user_id:token\titem_id:token\ttimestamp:float",
-    *(f"{user}\t{item}\t{time}" for user in USERS for time, item in enumerate(ITEMS)),
-  ),
-  "shop.item": _lines(
-    "item_id:token\ttitle:token_seq\tprice:float", *(f"{item}\tTitle {item}\t1.5" for item in ITEMS)
-  ),
-  "text.npy": npy(FEATURES),
-  "log.csv": _lines(
-    "user_id,item_id,timestamp",
-    *(f"{user},{item},{time}" for user in USERS for time, item in enumerate(ITEMS)),
-  ),
-  "items.csv": _lines("item_id,title,brand", *(f'{item},"Title, {item}",x' for item in ITEMS)),
-  REVIEWS: gz(_lines(*_reviews())),
-  META: gz(_lines(*(repr(dict(asin=item, title=f"Title {item}")) for item in ITEMS))),
-  IMAGES: b"".join(
-    f"{item:0<10}".encode() + np.full(amazon.IMAGE_DIM, 0.5, "<f4").tobytes() for item in ITEMS
-  ),
-}
-
-
-def load_atomic(root: pathlib.Path, /, **changes):
-  kwargs = dict(features={"text": str(root / "text.npy")}, modalities=("text",), min_interactions=2)
-  kwargs |= dict(root=str(root), name="shop", cache_dir=str(root / "cache"))
-  return atomic.load(**kwargs | changes)
-
-
-def load_atomic_texts(root: pathlib.Path):
-  """The text columns, not the matrix, are the features."""
-  return load_atomic(root, features=None)
-
-
-def load_table(root: pathlib.Path, /, **changes):
-  kwargs = dict(features={"text": str(root / "text.npy")}, modalities=("text",), min_interactions=2)
-  kwargs |= dict(interactions=str(root / "log.csv"), items=str(root / "items.csv"))
-  return table.load(**kwargs | dict(cache_dir=str(root / "cache")) | changes)
-
-
-def load_table_texts(root: pathlib.Path):
-  return load_table(root, features=None)
-
-
-def load_amazon(root: pathlib.Path, /, **changes):
-  kwargs = dict(subset="beauty", min_interactions=2, cache_dir=str(root / "cache"), download=False)
-  return amazon.load(**kwargs | dict(root=str(root)) | changes)
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-  monkeypatch.setattr(text, "encode", lambda texts, *_: np.ones((len(texts), 3), np.float32))
-  return fill(tmp_path / "data")
+  return fill(tmp_path / "data", monkeypatch)
 
-
-def fill(folder: pathlib.Path) -> pathlib.Path:
-  folder.mkdir()
-  for name, content in GOOD.items():
-    (folder / name).write_bytes(content)
-  return folder
-
-
-def put(content: str | bytes) -> Callable[[bytes], bytes]:
-  """An edit that leaves this in place of the file."""
-  return lambda _: content if isinstance(content, bytes) else content.encode()
-
-
-def swap(old: str, new: str | bytes) -> Callable[[bytes], bytes]:
-  """An edit of the first occurrence."""
-
-  def edit(content: bytes) -> bytes:
-    assert old.encode() in content
-    return content.replace(old.encode(), new if isinstance(new, bytes) else new.encode(), 1)
-
-  return edit
-
-
-def inside_gz(edit: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-  return lambda content: gz(edit(gzip.decompress(content)))
-
-
-ANY = ""  # Where several things are wrong, which of them is told does not matter.
 
 INTERACTIONS = [  # (edit of shop.inter, what is said)
   (put(""), "shop.inter:1: wrong header ''"),
@@ -392,248 +295,7 @@ def test_matrices_of_other_types_and_orders_are_the_same_features(root, array):
 @pytest.mark.parametrize("load", [load_atomic_texts, load_table_texts])
 def test_items_without_any_text_have_no_text(root, load):
   rows = [f"{item}\t\t1" for item in ITEMS]
-  (root / "shop.item").write_bytes(_lines("item_id:token\ttitle:token_seq\tprice:float", *rows))
-  (root / "items.csv").write_bytes(_lines("item_id,title", *(f"{item}," for item in ITEMS)))
+  (root / "shop.item").write_bytes(lines("item_id:token\ttitle:token_seq\tprice:float", *rows))
+  (root / "items.csv").write_bytes(lines("item_id,title", *(f"{item}," for item in ITEMS)))
   assert malformed.outcome(lambda: load(root)) is None
   assert load(root).features == {}
-
-
-def _as_folder(path: pathlib.Path):
-  path.mkdir()
-
-
-def _as_loop(path: pathlib.Path):
-  path.symlink_to(path.name)
-
-
-def _as_dangling_link(path: pathlib.Path):
-  path.symlink_to("nowhere")
-
-
-def _as_pipe(path: pathlib.Path):
-  os.mkfifo(path)  # Whoever opens it waits for ever.
-
-
-def _as_unreadable(path: pathlib.Path):
-  path.write_bytes(GOOD[path.name])
-  path.chmod(0)
-
-
-LOADERS = {
-  "shop.inter": load_atomic,
-  "shop.item": load_atomic,
-  "text.npy": load_atomic,
-  "log.csv": load_table,
-  "items.csv": load_table,
-  REVIEWS: load_amazon,
-  META: load_amazon,
-  IMAGES: load_amazon,
-}
-KINDS = dict(
-  folder=_as_folder, loop=_as_loop, dangling=_as_dangling_link, pipe=_as_pipe,
-  unreadable=_as_unreadable, missing=lambda path: None,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LOADERS)
-def test_things_that_are_no_files(root, name, kind):
-  if kind == "unreadable" and os.getuid() == 0:
-    pytest.skip("Root may read everything.")
-  (root / name).unlink()
-  KINDS[kind](root / name)
-  said = malformed.outcome(lambda: LOADERS[name](root), root)
-  if (name, kind) == ("shop.item", "missing"):  # It is optional, but then nothing may need it.
-    assert "its rows follow an item table, which is missing" in said
-  else:
-    assert said is not None and name in said
-
-
-JSON_LINES = [  # (a line of the reviews, what is said)
-  *((line, "expected a JSON object") for line in ("{", "[]", '"x"', "5", "null", "{}", DEEP, "x")),
-  *((line, "expected a JSON object") for line in ("{'asin': 'b'}", '{"asin": "b"} {"asin": "b"}')),
-  ('{"reviewerID": "u0", "asin": "b"}', "expected a JSON object"),
-  ('{"reviewerID": "u0", "asin": "b", "unixReviewTime": 1,}', "expected a JSON object"),
-  ('{"reviewerID": "u0", "asin": "b", "unixReviewTime": %s}' % ("9" * 5_000), ANY),
-  *(
-    (f'{{"reviewerID": {user}, "asin": "b", "unixReviewTime": 1}}', "gz:2: reviewerID")
-    for user in ("null", "5", "1.5", "true", "[]", '["u0"]', "{}", '""', '"\\u0000"')
-  ),
-  *(
-    (f'{{"reviewerID": "u0", "asin": {item}, "unixReviewTime": 1}}', "gz:2: asin")
-    for item in ("null", "5", "false", '["b"]', '{"b": 1}', '""', '"%s"' % ("b" * 600))
-  ),
-  *(
-    (f'{{"reviewerID": "u0", "asin": "b", "unixReviewTime": {time}}}', "gz:2: timestamp")
-    for time in ("null", '"noon"', "NaN", "Infinity", "1e999", "9" * 400, "true", "[1]", "{}")
-  ),
-]
-
-
-@pytest.mark.parametrize("case", range(len(JSON_LINES)))
-def test_lines_of_reviews(root, case):
-  line, expected = JSON_LINES[case]
-  lines = _reviews()
-  lines[1] = line
-  (root / REVIEWS).write_bytes(gz(_lines(*lines)))
-  assert_refused_by_amazon(root, expected)
-
-
-LITERALS = [  # A line of the metadata.
-  "{", "[]", "'x'", "5", "None", "{}", "{'title': 'x'}", "{'asin': ['a']}", "{'asin': {}}",
-  "{'asin': open('x')}", "{'asin': 'a', 'title': 1 +}", "{'asin': 'a', 'x': " + "(" * 5_000,
-  "{'asin': 'a', 'x': " + "-" * 50_000 + "1}", "{'asin': 'a', 'x': '\0'", "{'a', 'asin'}",
-  "{'asin': 'a', 'title': lambda: 0}", '{"asin": "a", "title": null}', "{'asin': 'a'} {}",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("case", range(len(LITERALS)))
-def test_lines_of_metadata(root, case):
-  (root / META).write_bytes(gz(_lines(LITERALS[case])))
-  assert_refused_by_amazon(root, "gz:1: expected a Python dictionary")
-
-
-def assert_refused_by_amazon(root: pathlib.Path, expected: str) -> None:
-  said = malformed.outcome(lambda: load_amazon(root), root)
-  assert said is not None and expected in said
-
-
-def test_gz_cut_anywhere_or_followed_by_something(root):
-  for name in (REVIEWS, META):
-    whole = GOOD[name]
-    # From its tenth byte on the header is whole; the last eight are checksum and length.
-    for size in range(1, len(whole)):
-      (root / name).write_bytes(whole[:size])
-      said = malformed.outcome(lambda: load_amazon(root))
-      assert said is not None and f"{name}: damaged or truncated .gz" in said, size
-    (root / name).write_bytes(whole)
-  for content in (whole + b"x", whole[:-8] + bytes(8), whole[:-4] + bytes(4), b"\x1f\x8b" * 9):
-    (root / META).write_bytes(content)
-    assert_refused_by_amazon(root, "damaged or truncated .gz")
-
-
-RAW = [  # (file, content, what is said)
-  (REVIEWS, b"", "none of the 0 interactions"),
-  (REVIEWS, _lines(*_reviews()), "damaged or truncated .gz"),
-  (REVIEWS, gz(gz(_lines(*_reviews()))), "not UTF-8"),
-  (REVIEWS, gz("\n".join(_reviews()).encode("utf-16")), "not UTF-8"),
-  (REVIEWS, gz(b"\xff" * 100), "not UTF-8"),
-  (REVIEWS, gz(b"\0" * 100_000), "expected a JSON object"),
-  (META, gz(b"\xff"), "not UTF-8"),
-  (META, gz(b"\0" * 1_000), "expected a Python dictionary"),
-  (IMAGES, GOOD[IMAGES][:-1], "ends within a record"),
-  (IMAGES, GOOD[IMAGES][:5], "ends within a record"),
-]
-
-
-@pytest.mark.parametrize("case", range(len(RAW)))
-def test_raw_amazon_files(root, case):
-  name, content, expected = RAW[case]
-  (root / name).write_bytes(content)
-  assert_refused_by_amazon(root, expected)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_image_features_that_are_not_finite(root, value):
-  asin = "b"
-  record = np.zeros(1, [("asin", "S10"), ("values", "<f4", (amazon.IMAGE_DIM,))])
-  record["asin"], record["values"][0, -1] = asin, value
-  (root / IMAGES).write_bytes(record.tobytes())
-  assert_refused_by_amazon(root, "the features of b hold NaN")
-
-
-@pytest.mark.parametrize(
-  "content",
-  malformed.numbered(
-    [b"[]", b"5", b"null", b"{", b"\xff\xfe", b"", DEEP.encode(), b'{"x": 1}', b'{"x": {}}']
-  ),
-)
-def test_records_of_checksums(root, content):
-  (root / "checksums.json").write_bytes(content)
-  said = malformed.outcome(lambda: load_amazon(root), root)
-  assert said is not None and "checksums.json" in said and "delete it" in said
-
-
-ARGUMENTS = [  # (call with a folder, what is said)
-  (lambda root: load_atomic(root, root=None), "not set"),
-  (lambda root: load_atomic(root, name=None), "not set"),
-  (lambda root: load_atomic(root, name="../data/other"), "other.inter: no such file"),
-  (lambda root: load_atomic(root, root=str(root / "shop.inter")), "no such file"),
-  (lambda root: load_atomic(root, root="\0"), "no such file"),
-  (lambda root: load_atomic(root, name="x" * 5_000), "no such file"),
-  (lambda root: load_atomic(root, modalities=("texts",)), "unknown modality 'texts'"),
-  (lambda root: load_atomic(root, features={"sound": "x.npy"}), "unknown modality 'sound'"),
-  (lambda root: load_atomic(root, features={"text": ""}), "no such file"),
-  (lambda root: load_atomic(root, min_interactions=10**9), "none of the 12 interactions"),
-  (lambda root: load_atomic(root, features=None, text_columns=("price",)), "no text column"),
-  (lambda root: load_table(root, interactions=None), "not set"),
-  (lambda root: load_table(root, interactions=str(root)), "a folder stands where a file"),
-  (lambda root: load_table(root, interactions=str(root / "text.npy")), "unknown kind of table"),
-  (lambda root: load_table(root, items=str(root / "log.csv")), "has a row already"),
-  (lambda root: load_table(root, items=None), "item table, which is missing"),
-  (lambda root: load_amazon(root, root=None), "not set"),
-  (lambda root: load_amazon(root, subset=""), "unknown"),
-  (lambda root: load_amazon(root, subset="Beauty\n"), "unknown"),
-  (lambda root: load_amazon(root, subset="../Beauty"), "unknown"),
-  (lambda root: load_amazon(root, subset="Books"), "no such file"),
-  (lambda root: load_amazon(root, root=str(root / "log.csv")), "no such file"),
-  (lambda root: load_amazon(root, root=str(root / "log.csv"), download=True), "cannot be made"),
-  (lambda _: synthetic.load(num_items=20), "mean_length=11.0 must be"),
-  (lambda _: synthetic.load(mean_length=2.0), "mean_length=2.0 must be"),
-  (lambda _: synthetic.load(mean_length=float("nan")), "mean_length=nan must be"),
-  (lambda _: synthetic.load(mean_length=float("inf")), "mean_length=inf must be"),
-  (lambda _: synthetic.load(min_interactions=100), "must be at least 100"),
-  (lambda _: synthetic.load(num_users=3, min_interactions=5), "none of the"),
-  (lambda _: synthetic.load(num_users=10**6, num_items=10**6), "every pair is held in memory"),
-  (lambda _: synthetic.load(modalities=("video",)), "unknown modality 'video'"),
-]
-
-
-@pytest.mark.parametrize("case", range(len(ARGUMENTS)))
-def test_arguments(root, case):
-  call, expected = ARGUMENTS[case]
-  said = malformed.outcome(lambda: call(root), root)
-  assert said is not None and expected in said
-
-
-def damage(draw, content: bytes) -> bytes:
-  """Bytes with one thing wrong: cut, overwritten, inserted, doubled or left out somewhere."""
-  at = draw(st.integers(0, len(content)))
-  size = draw(st.integers(0, 20))
-  new = draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\0", b"\n", b"\t", b"\xff"]))
-  kinds = dict(
-    cut=content[:at],
-    overwrite=content[:at] + new + content[at + len(new) :],
-    insert=content[:at] + new + content[at:],
-    double=content[: at + size] + content[at:],
-    leave_out=content[:at] + content[at + size :],
-  )
-  return kinds[draw(st.sampled_from(sorted(kinds)))]
-
-
-FUZZED = [
-  ("shop.inter", load_atomic), ("shop.item", load_atomic_texts), ("text.npy", load_atomic),
-  ("log.csv", load_table), ("items.csv", load_table_texts), (REVIEWS, load_amazon),
-  (META, load_amazon), ("inside " + REVIEWS, load_amazon), ("inside " + META, load_amazon),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "load"), FUZZED, ids=[name for name, _ in FUZZED])
-def test_damaged_bytes(tmp_path_factory, monkeypatch, name, load):
-  monkeypatch.setattr(text, "encode", lambda texts, *_: np.ones((len(texts), 3), np.float32))
-  root = fill(tmp_path_factory.mktemp("fuzz") / "data")
-  packed = name.startswith("inside ")
-  path = root / name.removeprefix("inside ")
-  good = path.read_bytes()
-
-  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
-  @hypothesis.given(st.data())
-  def check(data):
-    draw = lambda strategy: data.draw(strategy)
-    content = inside_gz(functools.partial(damage, draw))(good) if packed else damage(draw, good)
-    path.write_bytes(content)
-    (root / "checksums.json").unlink(missing_ok=True)
-    said = malformed.outcome(lambda: load(root))
-    assert said is None or path.name in said or said.startswith("beauty: none of the")
-
-  check()

@@ -17,8 +17,7 @@ from bbqrec_jax import compare, main, recommend, record
 from bbqrec_jax.data import semantic_ids
 from bbqrec_jax.trainers import generator, tokenizer
 from tests import malformed, smoke_run
-from tests.malformed import numbered
-from tests.malformed_data_test import DEEP, damage
+from tests.malformed import DEEP, damage, numbered
 
 pytestmark = pytest.mark.usefixtures("counted")
 
