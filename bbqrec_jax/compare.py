@@ -2,6 +2,8 @@
 
 python -m bbqrec_jax.compare RUN_A RUN_B [--split=test] [--out=FILE.json]
 
+--split=test_unseen leaves the items of each user's history out of the candidates.
+
 A run is its workdir, or its record: a .json of bbqrec_jax.record or of a table. In place of one, a
 folder has the workdirs or records of several seeds: RUN/SYSTEM, results/runs/DATASET/SYSTEM.
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from bbqrec_jax import metrics, paths, run_record
 from bbqrec_jax.errors import UserError, exit_status
+from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.ranks import KS, Run, Seeds, load_seeds
 
 SIGNIFICANCE = 0.05  # As in the paper.
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     "run_a", metavar="RUN_A", help="workdir of a run, its record, or a folder of seeds"
   )
   parser.add_argument("run_b", metavar="RUN_B", help="the run to compare with it")
-  parser.add_argument("--split", choices=("valid", "test"), default="test")
+  parser.add_argument("--split", choices=ranking.SPLITS, default="test")
   parser.add_argument("--out", type=paths.file, help="a JSON file to write it to as well")
   args = parser.parse_args(argv)
   return exit_status(lambda: _run(args))

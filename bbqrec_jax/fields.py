@@ -154,7 +154,7 @@ _GENERATOR = Section(
     inherit_codebooks=FLAG,
     temperature=Real(1e-6),
     num_beams=Whole(1, 10_000),
-    num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unseen.
+    num_results=Whole(max(ranking.KS), 10_000),  # Fewer would spoil recall@10 unnoticed.
     selection_users=Whole(),
     monitor=OneOf(ranking.NAMES),
   )

@@ -21,6 +21,7 @@ from ml_collections import config_dict, config_flags
 from bbqrec_jax import (
   compile_cache,
   fields,
+  metrics,
   partition,
   plugins,
   recommend,
@@ -124,7 +125,7 @@ def _run_stages(
       records[stage] = run_record.read_json(path, needed)
 
   last = records[config.stages[-1]]
-  results = {split: last[split] for split in ("valid", "test") if split in last}
+  results = {split: last[split] for split in ranking.SPLITS if split in last}
   for record in records.values():
     if "codebook" in record:
       results["codebook"] = record.pop("codebook")
@@ -159,10 +160,18 @@ def _check_whole(results: dict, path: pathlib.Path) -> None:
 
 def popularity_baseline(dataset: Dataset) -> dict[str, dict[str, float]]:
   """Recall and NDCG of ranking every item by its training count: split -> metrics."""
-  ranks = jnp.asarray(popularity.ranks(dataset))
+  places = jnp.asarray(popularity.ranks(dataset))
+
+  @jax.vmap
+  def rank_fn(history, seen, targets):
+    del history
+    ranks = places[targets]
+    is_before = places[jnp.maximum(seen, 0)] < ranks[:, None]
+    return ranking.Ranks(ranks, metrics.without_seen(ranks, is_before, targets, seen))
+
   make_evaluator = functools.partial(ranking.Evaluator, dataset, max_history=1, batch_size=4096)
-  results, _ = ranking.evaluate_splits(make_evaluator, lambda history, targets: ranks[targets])
-  return {split: results[split] for split in ("valid", "test")}
+  results, _ = ranking.evaluate_splits(make_evaluator, rank_fn)
+  return {split: results[split] for split in ranking.SPLITS}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues) -> int:

@@ -1,7 +1,8 @@
 """Ranking metrics over the whole catalogue, their comparison between runs, and code usage.
 
-A rank is where a user's target stands among all items, counted from 1. A hit is the target item
-itself: an item that merely shares its semantic ID is another item.
+A rank is where a user's target stands among the candidates, counted from 1. A hit is the target
+item itself: an item that merely shares its semantic ID is another item. Candidates are all items,
+or all but `seen`, those that the user has had.
 """
 
 from collections.abc import Sequence
@@ -14,24 +15,32 @@ import numpy as np
 NOT_FOUND = 2**31 - 1  # Rank of a target that was not among the returned items.
 
 
-def ranks_from_items(items: jax.Array, targets: jax.Array) -> jax.Array:
+def ranks_from_items(
+  items: jax.Array, targets: jax.Array, seen: jax.Array | None = None
+) -> jax.Array:
   """Ranks of targets in lists of items, best first.
 
   Args:
     items: [U, k] int32, distinct in a row; -1 where fewer than k items were returned.
     targets: [U] int32.
+    seen: [U, S] int32, -1 at padding: what is taken out of the lists.
 
   Returns:
     [U] int32 in [1, k], or NOT_FOUND.
   """
   if items.ndim != 2 or targets.shape != items.shape[:1]:
     raise ValueError(f"items must be [U, k] and targets [U], got {items.shape}, {targets.shape}.")
-  is_target = (items == targets[:, None]) & (items >= 0)
-  ranks = jnp.where(is_target.any(axis=1), is_target.argmax(axis=1) + 1, NOT_FOUND)
-  return ranks.astype(jnp.int32)
+  is_candidate = items >= 0
+  if seen is not None:
+    is_candidate &= ~jnp.any(items[:, :, None] == seen[:, None, :], axis=2)
+  is_target = is_candidate & (items == targets[:, None])
+  places = jnp.sum(jnp.where(is_target, jnp.cumsum(is_candidate, axis=1), 0), axis=1)
+  return jnp.where(places > 0, places, NOT_FOUND).astype(jnp.int32)
 
 
-def ranks_from_scores(scores: jax.Array, targets: jax.Array) -> jax.Array:
+def ranks_from_scores(
+  scores: jax.Array, targets: jax.Array, seen: jax.Array | None = None
+) -> jax.Array:
   """Ranks of targets among all items; ties count against the model.
 
   1 + the number of items scored higher + the number of other items scored equal, so that constant
@@ -40,15 +49,39 @@ def ranks_from_scores(scores: jax.Array, targets: jax.Array) -> jax.Array:
   Args:
     scores: [B, I] float; -inf for an item that must not be recommended.
     targets: [B] int32 in [0, I).
+    seen: [B, S] int32, distinct in a row, -1 at padding: items that are no candidates.
 
   Returns:
-    [B] int32 in [1, I].
+    [B] int32 in [1, I]; NOT_FOUND where the target has been seen.
   """
   if scores.ndim != 2 or targets.shape != scores.shape[:1]:
     raise ValueError(f"scores must be [B, I] and targets [B], got {scores.shape}, {targets.shape}.")
   target_scores = jnp.take_along_axis(scores, targets[:, None], axis=1)  # [B, 1]
   # "Not lower" counts the target itself, its ties, and whatever cannot be compared.
-  return jnp.sum(~(scores < target_scores), axis=1, dtype=jnp.int32)
+  ranks = jnp.sum(~(scores < target_scores), axis=1, dtype=jnp.int32)
+  if seen is None:
+    return ranks
+  seen_scores = jnp.take_along_axis(scores, jnp.maximum(seen, 0), axis=1)  # [B, S]
+  return without_seen(ranks, ~(seen_scores < target_scores), targets, seen)
+
+
+def without_seen(
+  ranks: jax.Array, is_before: jax.Array, targets: jax.Array, seen: jax.Array
+) -> jax.Array:
+  """What ranks among all items become where those that a user has seen are no candidates.
+
+  Args:
+    ranks: [B] int32.
+    is_before: [B, S] bool, whether an item of `seen` was counted into the rank.
+    targets: [B] int32.
+    seen: [B, S] int32, distinct in a row, -1 at padding.
+
+  Returns:
+    [B] int32, NOT_FOUND where the target has been seen.
+  """
+  has_seen = jnp.any(seen == targets[:, None], axis=1)
+  num_before = jnp.sum(is_before & (seen >= 0), axis=1, dtype=jnp.int32)
+  return jnp.where(has_seen, NOT_FOUND, ranks - num_before)
 
 
 def recall_per_user(ranks: np.ndarray, k: int) -> np.ndarray:

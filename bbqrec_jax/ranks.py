@@ -19,6 +19,7 @@ from bbqrec_jax.data import npz
 from bbqrec_jax.errors import UserError
 
 KS = (5, 10)  # Of recall@k and ndcg@k, where runs are compared.
+RECORDED = ("test", "test_unseen")  # What a record has ranks of.
 _DEPTH = max(KS)  # Ranks beyond it count for no metric.
 
 
@@ -52,7 +53,7 @@ def load_seeds(path: str | os.PathLike, split: str) -> Seeds:
 
   Args:
     path: as for load(); or a folder with such workdirs or records, SEED or SEED.json.
-    split: "valid" or "test"; records have the latter alone.
+    split: one of evaluators.ranking.SPLITS; records have RECORDED alone.
 
   Raises UserError as load() does.
   """
@@ -77,7 +78,7 @@ def load(path: str | os.PathLike, split: str) -> Run:
 
   Args:
     path: its workdir, which has a ranks.npz; or its record, a .json.
-    split: "valid" or "test"; a record has the latter alone.
+    split: one of evaluators.ranking.SPLITS; a record has RECORDED alone.
 
   Raises:
     UserError: the file or the split is missing, or unreadable.
@@ -95,12 +96,15 @@ def _of_record(path: pathlib.Path, split: str) -> Run:
       f"{path} has no test_ranks: it is no record of a run, or one of before they were kept; give "
       "the run's workdir."
     )
-  if split != "test":
+  if split not in RECORDED:
     raise UserError(f"{path} has ranks of the test split alone; give the workdir of the run.")
+  key = f"{split}_ranks"
+  if key not in record:
+    raise UserError(f"{path} has no {key}: it is of before they were taken; make the run again.")
   try:
-    packed, users = (record["test_ranks"][key] for key in ("packed", "users"))
+    packed, users = (record[key][name] for name in ("packed", "users"))
   except (KeyError, TypeError) as error:
-    raise UserError(f"test_ranks of {path} are damaged ({error!r}); make it again.") from error
+    raise UserError(f"{key} of {path} are damaged ({error!r}); make it again.") from error
   ranks = unpack(packed)
   _check(ranks, path, split)
   data = record.get("data")
@@ -147,7 +151,7 @@ def _digest(user_ids: np.ndarray) -> str:
 
 
 def of_record(run: Run) -> dict[str, str]:
-  """A record's `test_ranks`; the run is of a workdir that has its users' ids."""
+  """A record's `<split>_ranks`; the run is of a workdir that has its users' ids."""
   return dict(packed=pack(run.ranks), users=run.users)
 
 

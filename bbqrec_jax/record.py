@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from bbqrec_jax import paths, ranks, run_record
 from bbqrec_jax.errors import UserError, exit_status
+from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.tables import paper
 
 
@@ -32,7 +33,7 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
   if needs_test and "test" not in results:
     raise UserError(f"{workdir} ran no stage that recommends; only a run with one has a record.")
   try:
-    splits = ("valid", "test") if "test" in results else ()
+    splits = [split for split in ranking.SPLITS if split in results]
     record = {name: results[name] for name in (*splits, "popularity", "data")}
     if "codebook" in results or "generator" in results["stages"]:  # Systems that score have none.
       record["codebook"] = results["codebook"]
@@ -42,7 +43,8 @@ def make_record(workdir: pathlib.Path, needs_test: bool = True) -> dict:
         names = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         record["paper_test"] = dict(zip(names, reported))
     if "test" in results:
-      record["test_ranks"] = ranks.of_record(ranks.load(workdir, "test"))
+      for split in (split for split in ranks.RECORDED if split in results):
+        record[f"{split}_ranks"] = ranks.of_record(ranks.load(workdir, split))
     # The command and commit that the run was started with, not those of a later resumption.
     record["provenance"] = config["provenance"]
     record["resumed"] = config.get("resumed", [])

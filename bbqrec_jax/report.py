@@ -1,7 +1,7 @@
 """What a run's results look like to a person."""
 
 from bbqrec_jax.data.dataset import Dataset, histories
-from bbqrec_jax.evaluators import codebook
+from bbqrec_jax.evaluators import codebook, ranking
 from bbqrec_jax.recommend import Recommender
 
 _EXAMPLES = 3
@@ -14,11 +14,10 @@ def format_results(results: dict) -> str:
   if "test" in results:
     names = list(results["test"])
     lines.append("".join(f"{name:>12}" for name in ["", *names]))
-    for split in ("valid", "test"):
-      for label, row in (
-        (f"{split}", results[split]),
-        ("popularity", results["popularity"][split]),
-      ):
+    for split in ranking.SPLITS:
+      if split not in results:  # Of a stage that an earlier version evaluated.
+        continue
+      for label, row in ((split, results[split]), ("popularity", results["popularity"][split])):
         lines.append(f"{label:>12}" + "".join(f"{row[name]:12.4f}" for name in names))
   if "codebook" in results:
     lines += ["", codebook.format_report(results["codebook"])]

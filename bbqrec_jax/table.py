@@ -186,7 +186,7 @@ def _job(
   workdir = _workdir(args, dataset, system, seed)
   stage_cache = args.workdir / options.STAGES
   commands = [runs.main_command(system, data, tuned, changes, seed, workdir, stage_cache)]
-  if experiment.needs_latency:
+  if experiment.needs == "latency":
     beams = map(str, LATENCY_BEAMS)
     out = f"--out={workdir / 'latency.json'}"
     commands.append((*runs.PYTHON, "bbqrec_jax.latency", str(workdir), "--num_beams", *beams, out))
@@ -210,7 +210,7 @@ def _is_recorded(path: pathlib.Path, run: dict, experiment: Experiment) -> bool:
         f"{path} is a run with the {what} {record['run'][key]}, not {run[key]}; remove it, or give "
         "another --out and --workdir."
       )
-  return not experiment.needs_latency or "latency" in record
+  return not experiment.needs or experiment.needs in record
 
 
 def _summary(record: dict) -> str:

@@ -164,6 +164,8 @@ def test_a_record_that_cannot_be_compared_is_refused(tmp_path, ranks, user_ids, 
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
   assert compare.main([record, record, "--split=valid"]) == 1
   assert "of the test split alone" in capsys.readouterr().err
+  assert compare.main([record, record, "--split=test_unseen"]) == 1
+  assert "has no test_unseen_ranks" in capsys.readouterr().err
 
 
 def test_a_folder_of_seeds_is_the_mean_of_its_users_and_its_seeds_are_tested_too(

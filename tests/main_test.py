@@ -13,6 +13,7 @@ import pytest
 
 from bbqrec_jax import main, metrics, partition, run_record, validate
 from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.tables import systems
 from bbqrec_jax.trainers import counts as counting
 from tests import smoke_run
@@ -41,7 +42,7 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 def test_results_say_what_was_reached_and_how(finished):
   results = json.loads((finished.workdir / "results.json").read_text())
   assert results == finished.results
-  for split in ("valid", "test"):
+  for split in ranking.SPLITS:
     assert set(results[split]) == set(results["popularity"][split]) == set(METRICS)
     for row in (results[split], results["popularity"][split]):
       assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
@@ -79,8 +80,12 @@ def test_the_popularity_baseline_is_a_count(finished):
     np.add.at(counts, sequence[:-2], 1)
   order = sorted(range(dataset.num_items), key=lambda item: (-counts[item], item))
   hits = [sequence[-1] in order[:10] for sequence in sequences]
+  new = [[item for item in order if item not in sequence[:-1]] for sequence in sequences]
+  new_hits = [sequence[-1] in items[:10] for sequence, items in zip(sequences, new)]
   baseline = main.popularity_baseline(dataset)
   assert baseline["test"]["recall@10"] == pytest.approx(np.mean(hits))
+  assert baseline["test_unseen"]["recall@10"] == pytest.approx(np.mean(new_hits))
+  assert np.mean(new_hits) > np.mean(hits)
   assert baseline == finished.results["popularity"]
 
 
@@ -107,9 +112,12 @@ def test_the_workdir_holds_everything(finished):
 def test_ranks_give_the_results(finished):
   ranks = arrays(finished.workdir / "ranks.npz")
   np.testing.assert_array_equal(ranks["user_ids"], main.load_dataset(finished.config).user_ids)
-  for split in ("valid", "test"):
+  for split in ranking.SPLITS:
     assert ranks[split].shape == (150,)
     assert metrics.summary(ranks[split], (5, 10)) == finished.results[split]
+  for split in ("valid", "test"):  # Nobody has an item twice here.
+    assert np.all(ranks[f"{split}_unseen"] <= ranks[split])
+    assert np.any(ranks[f"{split}_unseen"] < ranks[split])
 
 
 def test_running_again_does_nothing_and_says_so(finished, capsys):

@@ -47,9 +47,32 @@ class RankTest(chex.TestCase):
     scores = np.random.default_rng(1).normal(size=(13, 19)).astype(np.float32)
     targets = np.arange(13, dtype=np.int32)
     items = jax.lax.top_k(scores, 19)[1]
-    np.testing.assert_array_equal(
-      metrics.ranks_from_items(items, targets), metrics.ranks_from_scores(scores, targets)
-    )
+    seen = np.tile(np.arange(5, dtype=np.int32), (13, 1))
+    seen[:, 3] = -1
+    for without in (None, seen):
+      np.testing.assert_array_equal(
+        metrics.ranks_from_items(items, targets, without),
+        metrics.ranks_from_scores(scores, targets, without),
+      )
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_what_was_seen_is_no_candidate(self):
+    rng = np.random.default_rng(2)
+    scores = rng.integers(0, 5, (29, 17)).astype(np.float32)
+    scores[3] = np.nan
+    targets = rng.integers(0, 17, 29).astype(np.int32)
+    seen = np.stack([rng.permutation(17)[:6] for _ in range(29)]).astype(np.int32)
+    seen[::2, 3:] = -1
+    ranks = self.variant(metrics.ranks_from_scores)(scores, targets, seen)
+    listed = np.argsort(-scores, axis=1, kind="stable")[:, :11].astype(np.int32)
+    places = self.variant(metrics.ranks_from_items)(listed, targets, seen)
+    for n, (row, target) in enumerate(zip(scores, targets)):
+      others = [score for item, score in enumerate(row) if item not in {*seen[n], target}]
+      expected = 1 + sum(not score < row[target] for score in others)
+      assert ranks[n] == (metrics.NOT_FOUND if target in seen[n] else expected)
+      kept = [item for item in listed[n] if item not in seen[n]]
+      assert places[n] == (kept.index(target) + 1 if target in kept else metrics.NOT_FOUND)
+    assert metrics.NOT_FOUND in ranks.tolist() and metrics.NOT_FOUND in places.tolist()
 
   def test_wrong_shapes_raise(self):
     with self.assertRaisesRegex(ValueError, r"\[U, k\]"):

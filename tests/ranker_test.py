@@ -91,9 +91,13 @@ def test_ranks_are_among_the_items_alone():
   history, targets = np.array([[4, 2], [3, -1]]), np.array([6, 1])
   table, model = params(), Toy(1)
   items = ranker.catalogue(model, table, None)
-  found = ranker.ranks(model, (table, items, None), history, targets)
-  expected = [int(np.sum(scores(last) >= scores(last)[t])) for last, t in ((2, 6), (3, 1))]
-  np.testing.assert_array_equal(found, expected)
+  seen = np.array([[4, 2], [3, -1]])
+  found = ranker.ranks(model, (table, items, None), history, seen, targets)
+  before = [set(np.flatnonzero(scores(last) >= scores(last)[t])) for last, t in ((2, 6), (3, 1))]
+  np.testing.assert_array_equal(found.all, [len(items) for items in before])
+  np.testing.assert_array_equal(
+    found.unseen, [len(items - had) for items, had in zip(before, ({4, 2}, {3}))]
+  )
 
 
 def test_negatives_are_uniform_and_their_own_sequence_is_told():

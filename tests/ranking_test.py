@@ -34,23 +34,27 @@ def _rank(history, target):
 
 
 def _rank_fn(calls):
-  def rank_fn(history, targets):
-    calls.append(history.shape)
-    assert targets.shape == history.shape[:2]
-    pairs = zip(history.reshape(-1, T).tolist(), targets.ravel().tolist())
-    ranks = [_rank([item for item in row if item >= 0], t) for row, t in pairs]
-    return jnp.array(ranks).reshape(targets.shape)
+  """Ranks by what a user brings along; as unseen ones, by everything that the user has had."""
+
+  def rank_fn(history, seen, targets):
+    calls.append((history.shape, seen.shape))
+    assert targets.shape == history.shape[:2] == seen.shape[:2]
+    there = lambda items: [[item for item in row if item >= 0] for row in items.tolist()]
+    given = there(history.reshape(-1, T)), there(seen.reshape(-1, seen.shape[-1]))
+    ranks = [[_rank(items, t) for items, t in zip(rows, targets.ravel())] for rows in given]
+    return ranking.Ranks(*(jnp.array(of_kind).reshape(targets.shape) for of_kind in ranks))
 
   return rank_fn
 
 
 def _expected(dataset, split, users):
   held_out = dict(valid=2, test=1)[split]
-  ranks = []
+  ranks, unseen = [], []
   for user in users:
-    sequence = dataset.sequence(user).tolist()
-    ranks.append(_rank(sequence[:-held_out][-T:], sequence[-held_out]))
-  return ranks
+    *had, target = dataset.sequence(user).tolist()[: 1 - held_out or None]
+    ranks.append(_rank(had[-T:], target))
+    unseen.append(_rank(sorted(set(had)), target))
+  return ranks, unseen
 
 
 def _summary(ranks, k):
@@ -64,15 +68,16 @@ def test_every_user_counts_once_whatever_the_batch_size(split, batch_size):
   dataset, calls = _dataset(), []
   evaluator = ranking.Evaluator(dataset, split=split, max_history=T, batch_size=batch_size)
   results, ranks = evaluator.run(_rank_fn(calls))
-  expected = _expected(dataset, split, range(U))
-  assert ranks.tolist() == expected
+  expected, unseen = _expected(dataset, split, range(U))
+  assert ranks.all.tolist() == expected and ranks.unseen.tolist() == unseen
   assert list(results) == ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
   for k in (5, 10):
     np.testing.assert_allclose(
       (results[f"recall@{k}"], results[f"ndcg@{k}"]), _summary(expected, k), rtol=1e-12
     )
   # One shape, so that one program serves all.
-  assert set(calls) == {(ranking.BATCHES_AT_ONCE, min(batch_size, U), T)}
+  shape, longest = (ranking.BATCHES_AT_ONCE, min(batch_size, U)), dict(valid=6, test=7)[split]
+  assert set(calls) == {((*shape, T), (*shape, longest))}
 
 
 @pytest.mark.parametrize(("max_users", "users"), [
@@ -85,17 +90,22 @@ def test_a_sample_is_evenly_spaced(max_users, users):
     dataset, split="valid", max_history=T, batch_size=3, max_users=max_users
   )
   _, ranks = evaluator.run(_rank_fn([]))
-  assert ranks.tolist() == _expected(dataset, "valid", users)
+  expected, unseen = _expected(dataset, "valid", users)
+  assert ranks.all.tolist() == expected and ranks.unseen.tolist() == unseen
 
 
 def test_a_rank_fn_is_taken_over_batches_in_one_program():
-  def rank_fn(context, history, targets):
-    assert history.shape == (3, T)
-    return context["offset"] + jnp.sum(history, axis=1) * targets
+  def rank_fn(context, history, seen, targets):
+    assert history.shape == (3, T) and seen.shape == (3, 2)
+    ranks = context["offset"] + jnp.sum(history, axis=1) * targets
+    return ranking.Ranks(ranks, ranks - jnp.sum(seen, axis=1))
 
   rng = np.random.default_rng(0)
   history, targets = rng.integers(0, I, (4, 3, T)), rng.integers(0, I, (4, 3))
+  seen = rng.integers(0, I, (4, 3, 2))
   ranks = ranking.make_rank_fn(rank_fn, partition.Partition(num_devices=1))(
-    dict(offset=7), history, targets
+    dict(offset=7), history, seen, targets
   )
-  np.testing.assert_array_equal(ranks, 7 + history.sum(axis=2) * targets)
+  expected = 7 + history.sum(axis=2) * targets
+  np.testing.assert_array_equal(ranks.all, expected)
+  np.testing.assert_array_equal(ranks.unseen, expected - seen.sum(axis=2))

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from bbqrec_jax import main, metrics, recommend
 from bbqrec_jax.data import item_vectors
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.evaluators import ranking
 
 RANKERS = (
   "gru4rec", "sasrec", "bert4rec", "gru4rec_f", "sasrec_f", "nova_bert", "vq_rec", "missrec",
@@ -59,12 +60,12 @@ def test_a_smoke_run_leaves_what_every_run_leaves(tmp_path, name):
   ranks = dict(np.load(tmp_path / "ranks.npz"))
   dataset = main.load_dataset(config)
   np.testing.assert_array_equal(ranks["user_ids"], dataset.user_ids)
-  for split in ("valid", "test"):
+  for split in ranking.SPLITS:
     assert metrics.summary(ranks[split], (5, 10)) == results[split]
   last = config.stages[-1]
   assert 0 < results["stages"][last]["test_seconds"] < results["seconds"][last]
   if name == "popularity":
-    assert results["test"] == results["popularity"]["test"]
+    assert {split: results[split] for split in ranking.SPLITS} == results["popularity"]
   if name == "item_knn":
     assert results["test"]["recall@10"] > 1.5 * results["popularity"]["test"]["recall@10"]
   if name in RANKERS:

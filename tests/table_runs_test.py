@@ -14,6 +14,7 @@ import pytest
 
 from bbqrec_jax import table
 from bbqrec_jax.errors import Stopped, UserError
+from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.ranks import unpack
 from bbqrec_jax.tables import experiments, options, records, runs, systems, watch
 from tests import table_records
@@ -417,6 +418,6 @@ def test_a_table_of_real_runs(tmp_path):
   assert text in done.stdout and "Missing" not in text
   for name in ("popularity", "sasrec", "tiger", "bbqrec"):
     record = records.read(records.path(tmp_path / "out", "synthetic", name, 0))
-    assert {"valid", "test", "test_ranks"} <= set(record)
+    assert {*ranking.SPLITS, "test_ranks", "test_unseen_ranks"} <= set(record)
     assert "bbqrec_jax.main --config=configs/" in record["provenance"]["command"]
     assert records.quantity(record, "ms_per_user") > 0

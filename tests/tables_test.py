@@ -11,6 +11,7 @@ import scipy.stats
 
 from bbqrec_jax import metrics, run_record, table
 from bbqrec_jax.errors import UserError
+from bbqrec_jax.ranks import pack
 from bbqrec_jax.tables import (
   experiments,
   figures,
@@ -296,6 +297,25 @@ def test_every_system_of_an_experiment_exists_and_the_papers_rows_are_its_rows()
   assert len({s._replace(label="", overrides=str(s.overrides), name="") for s in
               systems.SYSTEMS.values()}) == len(systems.SYSTEMS)  # fmt: skip
   assert [label for label in TABLE2.rows][2:] == list(paper.TABLE2["beauty"])
+
+
+def test_without_what_was_seen_the_figures_are_those_of_the_other_ranks(tmp_path):
+  experiment = experiments.EXPERIMENTS["table2_unseen"]
+  unseen = {name: np.maximum(some_ranks(n) - 3, 1) for n, name in enumerate(("sasrec", "bbqrec"))}
+  for n, (name, ranks) in enumerate(unseen.items()):
+    test, packed = metrics.summary(ranks, (5, 10)), dict(packed=pack(ranks), users="u")
+    changes = dict(test_unseen=test, test_unseen_ranks=packed)
+    write_record(tmp_path, "beauty", name, 0, some_ranks(n), **changes)
+  write_record(tmp_path, "beauty", "tiger", 0, some_ranks(2))
+  grid = make(tmp_path, "sasrec", "bbqrec", "tiger", seeds=1, experiment=experiment)
+  cells = row(grid, "BBQRec").cells
+  assert cells[1].value.mean == np.mean(unseen["bbqrec"] <= 10) and cells[1].paper == 0.1147
+  expected = scipy.stats.ttest_rel(
+    *(ranks <= 10 for ranks in map(unseen.get, ("bbqrec", "sasrec")))
+  )
+  np.testing.assert_allclose(row(grid, "BBQRec").tests[1].p, expected.pvalue)
+  assert [cell.value for cell in row(grid, "TIGER").cells] == [None] * 4
+  assert grid.missing == ("TIGER (`tiger`): seed 0 was ranked among all items alone",)
 
 
 def test_the_latency_of_table_6_is_a_medians(tmp_path):

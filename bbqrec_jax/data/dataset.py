@@ -128,21 +128,25 @@ def sequence_fingerprint(dataset: Dataset) -> str:
 HELD_OUT = {"train": 2, "valid": 2, "test": 1}
 
 
-def histories(dataset: Dataset, split: str, max_history: int) -> tuple[np.ndarray, np.ndarray]:
+def histories(
+  dataset: Dataset, split: str, max_history: int, users: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """The last items before each user's held-out target, and that target.
 
   Args:
     split: "valid" or "test".
     max_history: T, how many of the latest items are kept.
+    users: [U'] int, which users; None for all.
 
   Returns:
-    (history [U, T] int32, oldest first from column 0 and -1 behind the end;
-     target [U] int32).
+    (history [U', T] int32, oldest first from column 0 and -1 behind the end;
+     target [U'] int32).
   """
   if split not in ("valid", "test"):
     raise ValueError(f"split must be 'valid' or 'test', got {split!r}.")
-  ends = dataset.offsets[1:] - HELD_OUT[split]  # Index of the target in `items`.
-  starts = np.maximum(dataset.offsets[:-1], ends - max_history)
+  users = np.arange(dataset.num_users) if users is None else users
+  ends = dataset.offsets[users + 1] - HELD_OUT[split]  # Index of the target in `items`.
+  starts = np.maximum(dataset.offsets[users], ends - max_history)
   index = starts[:, None] + np.arange(max_history)[None, :]
   inside = index < ends[:, None]
   history = np.where(inside, dataset.items[np.minimum(index, len(dataset.items) - 1)], -1)

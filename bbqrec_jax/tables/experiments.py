@@ -6,6 +6,11 @@ from bbqrec_jax.tables import paper, systems
 from bbqrec_jax.tables.systems import BASELINES, BBQREC, IDS_LEVELS
 
 LATENCY_BEAMS = (50, 100)  # Table 6.
+# A key of records -> what is said of runs that lack it.
+NEEDS = dict(
+  latency="the decoding of seed {} is not timed",
+  test_unseen="seed {} was ranked among all items alone",
+)
 
 
 class Column(NamedTuple):
@@ -34,7 +39,8 @@ class Experiment(NamedTuple):
     columns: of figures.
     rows: label -> the system that each column is taken from: a name, or one name for each column.
     tested: the label that is compared with the best of the others by a paired t-test, or "".
-    needs_latency: whether the decoding of its runs is timed.
+    needs: what a record must have beside its run's metrics; a key of NEEDS, or "".
+    same_as: the experiment whose figures of the paper stand beside it, or "" for its own.
   """
 
   name: str
@@ -43,7 +49,8 @@ class Experiment(NamedTuple):
   columns: tuple[Column, ...]
   rows: dict[str, str | tuple[str, ...]]
   tested: str = ""
-  needs_latency: bool = False
+  needs: str = ""
+  same_as: str = ""
 
   def system_of(self, label: str, column: int) -> str:
     row = self.rows[label]
@@ -57,13 +64,14 @@ class Experiment(NamedTuple):
 
   def paper(self, dataset: str, label: str, column: int) -> float | None:
     """The paper's figure, or None."""
-    row = paper.OF.get(self.name, {}).get(dataset, {}).get(label, ())
+    row = paper.OF.get(self.same_as or self.name, {}).get(dataset, {}).get(label, ())
     return row[column] if column < len(row) else None
 
 
 _RANKING = tuple(
   Column(f"{name}@{k}", f"{name.lower()}@{k}") for name in ("Recall", "NDCG") for k in (5, 10)
 )
+_UNSEEN = tuple(column._replace(quantity=f"unseen {column.quantity}") for column in _RANKING)
 _ALL = ("beauty", "sports", "clothing", "toys")
 
 
@@ -93,6 +101,16 @@ EXPERIMENTS = {
       ),
       _rows(*BASELINES, BBQREC),
       tested=BBQREC.label,
+    ),
+    Experiment(
+      "table2_unseen",
+      "BBQRec and its baselines, where what a user has had is no candidate",
+      _ALL,
+      _UNSEEN,
+      _rows(*BASELINES, BBQREC),
+      tested=BBQREC.label,
+      needs="test_unseen",
+      same_as="table2",
     ),
     Experiment(
       "table3",
@@ -140,7 +158,7 @@ EXPERIMENTS = {
       ("beauty",),
       tuple(Column(f"beam {n}", f"latency {n}", ".4f", True) for n in LATENCY_BEAMS),
       _rows(systems.SYSTEMS["tiger"], BBQREC),
-      needs_latency=True,
+      needs="latency",
     ),
   )
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bbqrec_jax.errors import UserError
 from bbqrec_jax.tables import records, statistics, systems
-from bbqrec_jax.tables.experiments import Experiment
+from bbqrec_jax.tables.experiments import Column, Experiment
 from bbqrec_jax.tables.grids import Grid
 from bbqrec_jax.tables.statistics import Value
 
@@ -20,7 +20,7 @@ def draw(experiment: Experiment, grids: Sequence[Grid], out: pathlib.Path) -> pa
   """
   if experiment.name == "figure3":
     draw_fn = _draw_hyperparameters
-  elif set(_METRICS) <= {column.quantity for column in experiment.columns}:
+  elif set(_METRICS) <= {_metric(column) for column in experiment.columns}:
     draw_fn = _draw_systems
   else:
     return None
@@ -82,7 +82,7 @@ def _draw_systems(plt, grids: Sequence[Grid], out: pathlib.Path):
   for panels, grid in zip(axes, grids):
     labels = [row.label + (" *" if row.remarks else "") for row in grid.rows]
     for axis, metric in zip(panels, _METRICS):
-      column = [c.quantity for c in grid.columns].index(metric)
+      column = [_metric(column) for column in grid.columns].index(metric)
       cells = [row.cells[column] for row in grid.rows]
       bars = [(place, cell.value) for place, cell in enumerate(cells) if cell.value is not None]
       marks = [(place, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None]
@@ -104,6 +104,11 @@ def _draw_systems(plt, grids: Sequence[Grid], out: pathlib.Path):
       axis.set_axisbelow(True)
     panels[0].legend(fontsize="small")
   return fig
+
+
+def _metric(column: Column) -> str:
+  """The metric of a column, whatever the candidates are."""
+  return column.quantity.removeprefix("unseen ")
 
 
 def _deviations(values: Iterable[Value]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bbqrec_jax.tables import records, statistics, systems, tuning
-from bbqrec_jax.tables.experiments import Column, Experiment
+from bbqrec_jax.tables.experiments import NEEDS, Column, Experiment
 from bbqrec_jax.tables.statistics import Test, Value
 
 
@@ -55,7 +55,7 @@ def make(
   recorded = {name: records.read_all(out, dataset, name) for name in experiment.systems}
   records.check_same_data(out, itertools.chain.from_iterable(recorded.values()))
   found = {
-    name: [record for record in of_seeds if "latency" in record or not experiment.needs_latency]
+    name: [record for record in of_seeds if not experiment.needs or experiment.needs in record]
     for name, of_seeds in recorded.items()
   }
   columns = range(len(experiment.columns))
@@ -96,7 +96,7 @@ def make(
     tuple(rows),
     tuple(_data(of_labels)),
     tuple(_tuning(experiment, names, dataset, out)),
-    tuple(_missing(names, recorded, found, num_seeds)),
+    tuple(_missing(names, recorded, found, num_seeds, experiment.needs)),
   )
 
 
@@ -191,18 +191,18 @@ def _tuning(experiment: Experiment, names: Sequence[str], dataset: str, out) -> 
       yield f"{made} of {budget} trials: {', '.join(of_count)}"
 
 
-def _missing(names: Sequence[str], recorded, found, num_seeds: int) -> list[str]:
-  """What the first seeds lack: a run, or one that `found` has not left out, as it is not timed."""
+def _missing(names: Sequence[str], recorded, found, num_seeds: int, needs: str) -> list[str]:
+  """What the first seeds lack: a run, or what `needs` asks of it, without which it is not found."""
   lines = []
   for name in names:
-    seeds, timed = ({record["run"]["seed"] for record in of[name]} for of in (recorded, found))
+    seeds, complete = ({record["run"]["seed"] for record in of[name]} for of in (recorded, found))
     absent = [seed for seed in range(num_seeds) if seed not in seeds]
-    untimed = [seed for seed in range(num_seeds) if seed in seeds - timed]
+    partial = [seed for seed in range(num_seeds) if seed in seeds - complete]
     lacks = []
     if absent:
       lacks.append(f"no run of seed {', '.join(map(str, absent))}" if seeds else "no run")
-    if untimed:
-      lacks.append(f"the decoding of seed {', '.join(map(str, untimed))} is not timed")
+    if partial:
+      lacks.append(NEEDS[needs].format(", ".join(map(str, partial))))
     if lacks:
       lines.append(f"{systems.SYSTEMS[name].label} (`{name}`): {'; '.join(lacks)}")
   return lines

@@ -183,7 +183,8 @@ def quantity(found: dict, name: str) -> float | None:
   """A figure of a record, or None where it has none.
 
   Args:
-    name: a metric of the test split ("recall@5"); "collisions", items less distinct semantic IDs,
+    name: a metric of the test split ("recall@5"), or "unseen recall@5", where the items of each
+      user's history are no candidates; "collisions", items less distinct semantic IDs,
       behind a repair where there is one; "ms_per_user", milliseconds a user of the test split's
       evaluation; "latency 50", seconds a user at beam 50.
   """
@@ -196,5 +197,7 @@ def quantity(found: dict, name: str) -> float | None:
       return None if seconds is None else 1_000 * seconds / found["data"]["table1"]["users"]
     case ["latency", beams]:
       return found.get("latency", {}).get("seconds_per_user", {}).get(beams)
+    case ["unseen", metric]:
+      return found.get("test_unseen", {}).get(metric)
     case _:
       return found.get("test", {}).get(name)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bbqrec_jax import compare, ranks
+from bbqrec_jax.tables import records
 
 
 class Value(NamedTuple):
@@ -39,20 +40,22 @@ def test(ours: Sequence[dict], theirs: Sequence[dict], metric: str, against: str
 
   Args:
     ours, theirs: records, at least one of each.
-    metric: of the test split ("recall@5").
+    metric: of the test split, as records.quantity() knows it.
     against: what to call `theirs`.
 
   Raises UserError if a record's ranks are damaged.
   """
-  of_ours, of_theirs = ([record["test"][metric] for record in found] for found in (ours, theirs))
+  of_ours, of_theirs = (
+    [records.quantity(record, metric) for record in found] for found in (ours, theirs)
+  )
   best = np.mean(of_theirs)
   gain = float(np.mean(of_ours) / best - 1) if best else float("inf")
   if len({_users(record) for record in (*ours, *theirs)}) > 1:
     return Test(against, gain, None, None)
-  unpacked = (
-    [ranks.unpack(record["test_ranks"]["packed"]) for record in found] for found in (theirs, ours)
-  )
-  compared = compare.compare_ranks(*unpacked, metric)
+  *unseen, name = metric.split()
+  key = "test_unseen_ranks" if unseen else "test_ranks"
+  unpacked = ([ranks.unpack(record[key]["packed"]) for record in found] for found in (theirs, ours))
+  compared = compare.compare_ranks(*unpacked, name)
   return Test(against, gain, compared.p, compared.p_seeds)
 
 

@@ -8,8 +8,8 @@ import functools
 import pathlib
 import time
 
-from bbqrec_jax import metrics, plugins, run_record
 from bbqrec_jax import partition as partition_lib
+from bbqrec_jax import plugins, run_record
 from bbqrec_jax.data.dataset import Dataset
 from bbqrec_jax.evaluators import ranking
 from bbqrec_jax.metric_writer import MetricWriter
@@ -25,8 +25,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   partition = partition_lib.Partition(**config.parallel)
   table = partition.replicate(model.fit(dataset))
 
-  def ranks(table, history, targets):
-    return metrics.ranks_from_scores(model.scores(table, history), targets)
+  def ranks(table, history, seen, targets):
+    return ranking.ranks_from_scores(model.scores(table, history), seen, targets)
 
   results, found = ranking.evaluate_splits(
     functools.partial(

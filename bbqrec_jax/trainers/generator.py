@@ -10,7 +10,6 @@ import numpy as np
 
 from bbqrec_jax import (
   losses,
-  metrics,
   optim,
   plugins,
   train_state,
@@ -101,8 +100,8 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
     row_multiple=partition.row_multiple,
   )
 
-  def ranks_of(context, history, targets):
-    return metrics.ranks_from_items(generate(*context, history).items, targets)
+  def ranks_of(context, history, seen, targets):
+    return ranking.ranks_from_items(generate(*context, history).items, seen, targets)
 
   rank_fn = ranking.make_rank_fn(ranks_of, partition)
 

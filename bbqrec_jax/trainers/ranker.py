@@ -31,7 +31,6 @@ from bbqrec_jax import (
   checkpoint,
   loop,
   losses,
-  metrics,
   optim,
   plugins,
   train_state,
@@ -207,13 +206,13 @@ def catalogue(model, params, inputs):
   return items._replace(bias=jnp.where(is_item, items.bias, layers.MASKED))
 
 
-def ranks(model, context, history, targets):
-  """Ranks [B] of targets [B] among all items, for histories [B, T]."""
+def ranks(model, context, history, seen, targets) -> ranking.Ranks:
+  """A rank_fn of ranking.make_rank_fn(); the context is (params, Items, inputs)."""
   params, items, inputs = context
   h = model.apply({"params": params}, items, history, inputs, method="represent")
   scorer = model.scorer(items)
   scores = scorer.items(h, items.vectors, items.bias, jax.lax.Precision.HIGHEST)
-  return metrics.ranks_from_scores(scores, targets)
+  return ranking.ranks_from_scores(scores, seen, targets)
 
 
 def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | None = None):

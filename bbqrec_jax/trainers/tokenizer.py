@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from bbqrec_jax import (
   losses,
-  metrics,
   optim,
   plugins,
   train_state,
@@ -239,14 +238,14 @@ def _make_eval_fn(
     row_multiple=partition.row_multiple,
   )
 
-  def ranks(context, history, targets):
+  def ranks(context, history, seen, targets):
     params, unit_vectors, vectors = context
     mask = history >= 0
     v = jnp.where(mask[:, :, None], vectors[jnp.maximum(history, 0)], 0.0)
     h = model.apply({"params": params}, v, history, True, method="represent_sequence")
     last = jnp.take_along_axis(h, (jnp.sum(mask, axis=1) - 1)[:, None, None], axis=1)[:, 0]
     scores = jnp.einsum("be,ie->bi", last, unit_vectors, precision="highest")
-    return metrics.ranks_from_scores(scores, targets)
+    return ranking.ranks_from_scores(scores, seen, targets)
 
   rank_fn = ranking.make_rank_fn(ranks, partition)
 
