@@ -310,9 +310,8 @@ def test_without_what_was_seen_the_figures_are_those_of_the_other_ranks(tmp_path
   grid = make(tmp_path, "sasrec", "bbqrec", "tiger", seeds=1, experiment=experiment)
   cells = row(grid, "BBQRec").cells
   assert cells[1].value.mean == np.mean(unseen["bbqrec"] <= 10) and cells[1].paper == 0.1147
-  expected = scipy.stats.ttest_rel(
-    *(ranks <= 10 for ranks in map(unseen.get, ("bbqrec", "sasrec")))
-  )
+  hits = [np.where(unseen[name] <= 10, 1.0, 0.0) for name in ("bbqrec", "sasrec")]
+  expected = scipy.stats.ttest_rel(*hits)
   np.testing.assert_allclose(row(grid, "BBQRec").tests[1].p, expected.pvalue)
   assert [cell.value for cell in row(grid, "TIGER").cells] == [None] * 4
   assert grid.missing == ("TIGER (`tiger`): seed 0 was ranked among all items alone",)
