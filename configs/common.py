@@ -249,7 +249,7 @@ def generator(dtype, code_dim, causal: bool) -> dict:
     eval_epochs=2,
     eval_batch_size=128,
     num_beams=50,
-    num_results=20,
+    num_results=50,  # Enough to rank ten that a user has not had.
     selection_users=0,  # Validation users that select the model; 0: all.
     monitor="ndcg@10",
     patience=10,
