@@ -2,6 +2,7 @@
 
 python -m bbqrec_jax.table --datasets=beauty,sports --systems=all --seeds=3 --workdir=runs/table
 python -m bbqrec_jax.table --experiment=table3 --datasets=beauty --workdir=runs/table
+python -m bbqrec_jax.table --experiment=table2_unseen --datasets=beauty --workdir=runs/table
 python -m bbqrec_jax.table --datasets=beauty --root=DIR --workdir=runs/table --overrides cpu
 python -m bbqrec_jax.table --render_only --datasets=beauty,sports
 python -m bbqrec_jax.table --list
@@ -11,8 +12,9 @@ that the tables need, is OUT/runs/DATASET/SYSTEM/SEED.json. A run with a record 
 one that was stopped goes on; one that fails is named, and the rest goes on. Runs that begin alike
 share their first stages (WORKDIR/stage_cache). What launch/sweep.py has chosen for a system
 (OUT/tuning/DATASET/SYSTEM.json) is used; without --overrides a system goes on with those of its
-records. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png
-with the extra [report], with what is there; it names what is missing.
+records. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png with the extra [report], with what
+is there; it names what is missing. In table2_unseen what a user has had is no candidate: records of
+before that was evaluated are made again.
 """
 
 import argparse
