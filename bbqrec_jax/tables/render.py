@@ -19,9 +19,12 @@ def markdown(experiment: Experiment, grids: Sequence[Grid]) -> str:
   """A section with a table for each dataset; below it, what was tested and what is missing."""
   lines = [f"# {experiment.title}", ""]
   if any("@" in column.quantity for column in experiment.columns):
+    less = ""
+    if experiment.needs == "test_unseen":
+      less = " less what the user has had, which validation leaves in"
     lines += [
-      "Test split, all users, the whole catalogue; the model is selected by validation. Mean ± "
-      "standard deviation over seeds, best in bold, second underlined; beside it, the paper's.",
+      f"Test split, all users, the whole catalogue{less}; the model is selected by validation. Mean "
+      "± standard deviation over seeds, best in bold, second underlined; beside it, the paper's.",
       "",
     ]
   for grid in grids:
