@@ -23,8 +23,9 @@ def markdown(experiment: Experiment, grids: Sequence[Grid]) -> str:
     if experiment.needs == "test_unseen":
       less = " less what the user has had, which validation leaves in"
     lines += [
-      f"Test split, all users, the whole catalogue{less}; the model is selected by validation. Mean "
-      "± standard deviation over seeds, best in bold, second underlined; beside it, the paper's.",
+      f"Test split, all users, the whole catalogue{less}; the model is selected by validation. "
+      "Mean ± standard deviation over seeds, best in bold, second underlined; beside it, the "
+      "paper's.",
       "",
     ]
   for grid in grids:
