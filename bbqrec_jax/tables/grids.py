@@ -12,7 +12,7 @@ from bbqrec_jax.tables.statistics import Test, Value
 
 class Cell(NamedTuple):
   value: Value | None  # None: no record has it.
-  is_run: bool  # Whether there is a record.
+  is_run: bool  # Whether there is a record with what the experiment needs.
   paper: float | None
   place: int  # 1 and 2: the best and the second best of its column; 0: neither, or not ranked.
 
@@ -74,7 +74,7 @@ def make(
       tuple(
         Cell(
           values[label][n],
-          bool(recorded[experiment.system_of(label, n)]),
+          bool(found[experiment.system_of(label, n)]),
           experiment.paper(dataset, label, n),
           places[n].get(label, 0),
         )
