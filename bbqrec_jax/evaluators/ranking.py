@@ -65,8 +65,8 @@ class Evaluator:
     if max_users and max_users < dataset.num_users:
       self._users = np.linspace(0, dataset.num_users - 1, max_users).astype(int)
     self._history, self._targets = dataset_lib.histories(dataset, split, max_history, self._users)
-    lengths = np.diff(dataset.offsets)[self._users] - dataset_lib.HELD_OUT[split]
-    self._longest = max(int(lengths.max()), 1)
+    # Before a test target; of both splits, so that one program serves them.
+    self._longest = int(np.diff(dataset.offsets).max()) - dataset_lib.HELD_OUT["test"]
     batch_size = min(batch_size, len(self._targets))
     self._batch_size = -(-batch_size // row_multiple) * row_multiple
 
