@@ -146,7 +146,7 @@ def test_devices_share_the_users_of_an_evaluation():
 
   def rank_fn(table, history, seen, targets):
     scores = table[jnp.maximum(history[:, -1], 0)] @ table.T
-    return ranking.ranks_from_scores(scores, seen, targets)
+    return ranking.by_scores(scores, seen, targets)
 
   ranks = []
   for layout in (ONE, dict(num_devices=8)):

@@ -105,13 +105,13 @@ class Evaluator:
     return seen
 
 
-def ranks_from_scores(scores: jax.Array, seen: jax.Array, targets: jax.Array) -> Ranks:
+def by_scores(scores: jax.Array, seen: jax.Array, targets: jax.Array) -> Ranks:
   """Both ranks of targets [B] by scores [B, I]; arguments as in metrics.ranks_from_scores()."""
   ranked = (metrics.ranks_from_scores(scores, targets, without) for without in (None, seen))
   return Ranks(*ranked)
 
 
-def ranks_from_items(items: jax.Array, seen: jax.Array, targets: jax.Array) -> Ranks:
+def by_lists(items: jax.Array, seen: jax.Array, targets: jax.Array) -> Ranks:
   """Both ranks of targets [B] in lists [B, k]; arguments as in metrics.ranks_from_items().
 
   Beyond the list nothing is known: where a user has seen more than k - n of it, what ranks n-th

@@ -26,7 +26,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   table = partition.replicate(model.fit(dataset))
 
   def ranks(table, history, seen, targets):
-    return ranking.ranks_from_scores(model.scores(table, history), seen, targets)
+    return ranking.by_scores(model.scores(table, history), seen, targets)
 
   results, found = ranking.evaluate_splits(
     functools.partial(

@@ -101,7 +101,7 @@ def train(config, dataset: Dataset, workdir: pathlib.Path, writer: MetricWriter)
   )
 
   def ranks_of(context, history, seen, targets):
-    return ranking.ranks_from_items(generate(*context, history).items, seen, targets)
+    return ranking.by_lists(generate(*context, history).items, seen, targets)
 
   rank_fn = ranking.make_rank_fn(ranks_of, partition)
 

@@ -212,7 +212,7 @@ def ranks(model, context, history, seen, targets) -> ranking.Ranks:
   h = model.apply({"params": params}, items, history, inputs, method="represent")
   scorer = model.scorer(items)
   scores = scorer.items(h, items.vectors, items.bias, jax.lax.Precision.HIGHEST)
-  return ranking.ranks_from_scores(scores, seen, targets)
+  return ranking.by_scores(scores, seen, targets)
 
 
 def loss_fn(model, params, batch, inputs, key, *, loss: str, axis_name: str | None = None):

@@ -245,7 +245,7 @@ def _make_eval_fn(
     h = model.apply({"params": params}, v, history, True, method="represent_sequence")
     last = jnp.take_along_axis(h, (jnp.sum(mask, axis=1) - 1)[:, None, None], axis=1)[:, 0]
     scores = jnp.einsum("be,ie->bi", last, unit_vectors, precision="highest")
-    return ranking.ranks_from_scores(scores, seen, targets)
+    return ranking.by_scores(scores, seen, targets)
 
   rank_fn = ranking.make_rank_fn(ranks, partition)
 
