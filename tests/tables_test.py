@@ -152,10 +152,10 @@ def test_what_is_missing_is_named_and_its_cells_say_so(out):
   assert "* Missing: TIGER (`tiger`): no run." in text
   assert "* Missing: BBQRec (`bbqrec`): no run of seed 2." in text
   line = next(line for line in text.splitlines() if line.startswith("| TIGER"))
-  assert line.count(render.NOT_RUN) == 6
+  assert line.count(grids.NOT_RUN) == 6
   # SASRec has no semantic IDs: nothing is missing there.
   line = next(line for line in text.splitlines() if line.startswith("| SASRec"))
-  assert line.endswith("|  | 2.000 |") and render.NOT_RUN not in line
+  assert line.endswith("|  | 2.000 |") and grids.NOT_RUN not in line
 
 
 def test_a_changed_or_tuned_run_is_marked_and_the_data_are_described(out):
@@ -313,7 +313,9 @@ def test_without_what_was_seen_the_figures_are_those_of_the_other_ranks(tmp_path
   hits = [np.where(unseen[name] <= 10, 1.0, 0.0) for name in ("bbqrec", "sasrec")]
   expected = scipy.stats.ttest_rel(*hits)
   np.testing.assert_allclose(row(grid, "BBQRec").tests[1].p, expected.pvalue)
-  assert [cell.value for cell in row(grid, "TIGER").cells] == [None] * 4
+  assert [(cell.value, cell.absence) for cell in row(grid, "TIGER").cells] == [
+    (None, "missing")
+  ] * 4
   assert grid.missing == ("TIGER (`tiger`): seed 0 was ranked among all items alone",)
 
 

@@ -9,10 +9,12 @@ from bbqrec_jax.tables import records, statistics, systems, tuning
 from bbqrec_jax.tables.experiments import NEEDS, Column, Experiment
 from bbqrec_jax.tables.statistics import Test, Value
 
+NOT_RUN = "not run"
+
 
 class Cell(NamedTuple):
   value: Value | None  # None: no record has it.
-  is_run: bool  # Whether there is a record with what the experiment needs.
+  absence: str  # What stands there if none has: a word, or "" for what a system cannot have.
   paper: float | None
   place: int  # 1 and 2: the best and the second best of its column; 0: neither, or not ranked.
 
@@ -74,7 +76,7 @@ def make(
       tuple(
         Cell(
           values[label][n],
-          bool(found[experiment.system_of(label, n)]),
+          _absence(experiment, recorded, found, label, n),
           experiment.paper(dataset, label, n),
           places[n].get(label, 0),
         )
@@ -104,6 +106,13 @@ def _value(experiment: Experiment, found, label: str, column: int) -> Value | No
   quantity = experiment.columns[column].quantity
   of_seeds = found[experiment.system_of(label, column)]
   return statistics.over_seeds([records.quantity(record, quantity) for record in of_seeds])
+
+
+def _absence(experiment: Experiment, recorded, found, label: str, column: int) -> str:
+  system = experiment.system_of(label, column)
+  if found[system]:
+    return ""  # Such as SASRec's collisions.
+  return "missing" if recorded[system] else NOT_RUN
 
 
 def _places(values, column: int, lower_is_better: bool | None) -> dict[str, int]:

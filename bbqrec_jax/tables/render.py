@@ -9,7 +9,6 @@ from bbqrec_jax.tables.experiments import Column, Experiment
 from bbqrec_jax.tables.grids import Cell, Grid, Row
 from bbqrec_jax.tables.statistics import Test
 
-NOT_RUN = "not run"
 _MARKDOWN = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
 _LATEX = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 _LATEX_SPECIAL = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
@@ -71,10 +70,8 @@ def _seeds(row: Row) -> str:
 
 
 def _text(cell: Cell, column: Column, plus_minus: str = "±") -> str:
-  if not cell.is_run:
-    return NOT_RUN
-  if cell.value is None:  # What a system cannot have: collisions of SASRec, for one.
-    return ""
+  if cell.value is None:
+    return cell.absence
   if cell.value.std is None:
     return format(cell.value.mean, column.form)
   form = column.form.replace(".0f", ".1f")  # A mean of counts is none: of 0 and 1 it is not 0.
