@@ -14,12 +14,13 @@ share their first stages (WORKDIR/stage_cache). What launch/sweep.py has chosen 
 (OUT/tuning/DATASET/SYSTEM.json) is used; without --overrides a system goes on with those of its
 records. The table is OUT/EXPERIMENT.md, .csv and .tex, and .png with the extra [report], with what
 is there; it names what is missing. In table2_unseen what a user has had is no candidate: records of
-before that was evaluated are made again.
+before that was evaluated are made again, and kept as SEED.json.before.
 """
 
 import argparse
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -143,6 +144,8 @@ def _run_missing(
       workdir, run, run_record.read_json(latency) if latency.exists() else None, system.has_test
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # It lacked what the table needs, and may have what another one does.
+      shutil.copy2(path, path.with_name(f"{path.name}.before"))
     run_record.write_output(path, record)
     return _summary(record)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,17 @@ def test_table_6_times_decoding_once_also_of_a_run_that_is_recorded(tmp_path, fa
   ]
   assert "--num_beams 50 100" in started(fake)[-1]
   assert "0.2500" in (tmp_path / "out" / "table6.md").read_text()
+
+
+def test_a_run_that_is_made_again_leaves_what_its_record_was(tmp_path, fake):
+  assert command(tmp_path, "--systems=bbqrec", "--experiment=table6") == 0
+  path = records.path(tmp_path / "out", "synthetic", "bbqrec", 0)
+  before = path.read_bytes()
+  shutil.rmtree(tmp_path / "runs")  # What it was trained and timed in is gone.
+  assert command(tmp_path, "--systems=bbqrec", "--experiment=table2_unseen") == 0
+  assert "latency" not in records.read(path)
+  assert path.with_name("0.json.before").read_bytes() == before
+  assert len(records.read_all(tmp_path / "out", "synthetic", "bbqrec")) == 1
 
 
 def test_only_ids_are_made_for_table_5(tmp_path, fake):
