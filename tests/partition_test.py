@@ -29,8 +29,8 @@ MOSTLY_STAGE_TWO = [
 
 
 @functools.cache
-def alone(stage, dropout_rate):
-  return STAGES[stage](ONE, dropout_rate).run()
+def alone(stage, dropout_rate, num_lengths=1):
+  return STAGES[stage](ONE, dropout_rate, num_lengths=num_lengths).run()
 
 
 def check(actual, expected):
@@ -107,7 +107,7 @@ def test_processes_change_nothing(stage, tmp_path):
       process.kill()
   first, second = (dict(np.load(tmp_path / f"{n}.npz")) for n in range(2))
   chex.assert_trees_all_equal(first, second)
-  state, metrics = alone(stage, 0.2)
+  state, metrics = alone(stage, 0.2, 2)
   leaves = jax.tree_util.tree_leaves_with_path(state.params)
   params = state.params
   found = jax.tree.unflatten(

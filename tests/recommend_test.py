@@ -76,14 +76,16 @@ def test_the_api_ranks_as_the_evaluation_did(recommender, dataset, finished):
 
 
 def test_nothing_is_compiled_behind_compile(own_recommender, dataset, monkeypatch):
-  histories = [user_history(dataset, user) for user in range(11)]
-  expected = own_recommender.recommend(histories, k=3)
+  monkeypatch.setattr(recommend, "_BATCH_SIZES", (1, 4))  # A program for each; and few to filter.
+  histories = [user_history(dataset, user) for user in range(dataset.num_users)]
+  histories = sorted(histories, key=lambda history: len(set(history)))[:6]
   own_recommender.compile(k=4)
   own_recommender.compile(k=2, max_seen=max(len(set(history)) for history in histories))
   monkeypatch.setattr(recommend.generate_lib, "make_generate", None)  # Not to be called again.
-  for batch_size in (1, 5, 11):
+  expected = [own_recommender.recommend([history], k=4)[0].item_ids for history in histories]
+  for batch_size in (1, 3, 6):
     results = own_recommender.recommend(histories[:batch_size], k=4)
-    assert [r.item_ids[:3] for r in results] == [r.item_ids for r in expected[:batch_size]]
+    assert [r.item_ids for r in results] == expected[:batch_size]
     unseen = own_recommender.recommend(histories[:batch_size], k=2, filter_seen=True)
     for history, result in zip(histories, unseen):
       assert len(result.item_ids) == 2 and not set(result.item_ids) & set(history)

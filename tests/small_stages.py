@@ -31,7 +31,7 @@ def dataset():
 class Stage:
   """What a stage's trainer builds, small; see the two below."""
 
-  def __init__(self, layout, dropout_rate, micro_batch_size=0, dtype="float32"):
+  def __init__(self, layout, dropout_rate, *, num_lengths=1, micro_batch_size=0, dtype="float32"):
     self.dtype = dtype
     self.partition = partition.Partition(**layout)
     self.dropout_rate = dropout_rate
@@ -40,7 +40,7 @@ class Stage:
       dataset().items,
       *examples,
       batch_size=BATCH_SIZE,
-      lengths=batches.group_lengths(T, 2),
+      lengths=batches.group_lengths(T, num_lengths),
       seed=0,
       every_target=True,
       micro_batch_size=micro_batch_size,
@@ -184,7 +184,7 @@ def main(stage: str, num_steps: str, out: str, *which: str) -> None:
   partition.initialize(
     coordinator=coordinator, num_processes=int(num_processes), process_id=int(process_id)
   )
-  state, metrics = STAGES[stage]({}, 0.2).run(int(num_steps))
+  state, metrics = STAGES[stage]({}, 0.2, num_lengths=2).run(int(num_steps))
   leaves = jax.tree_util.tree_leaves_with_path(state.params)
   arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
   np.savez(out, **arrays, **{f"metric {name}": x for name, x in metrics.items()})

@@ -31,7 +31,7 @@ def make_config(**changes) -> config_dict.FrozenConfigDict:
   config.unlock()
   config.data.update(num_users=150, num_items=70, text_dim=13, image_dim=11)
   config.update(max_history=2, codebook_size=8)
-  config.tokenizer.update(batch_size=16, kmeans_iters=3)
+  config.tokenizer.update(batch_size=16, length_groups=1, kmeans_iters=3)
   config.generator.update(batch_size=32)
   config.generator.model.update(num_buckets=10)
   config.parallel.num_devices = 1
