@@ -182,12 +182,7 @@ def _job(
   seed: int,
 ) -> tuple[runs.Job, dict]:
   """The run, and what its record says under `run`."""
-  changed = {change.partition("=")[0] for change in changes}
-  tuned = [
-    setting
-    for setting in tuning.choice(args.out, dataset, system)
-    if setting.partition("=")[0] not in changed
-  ]
+  tuned = list(tuning.choice(args.out, dataset, system, changes))
   workdir = _workdir(args, dataset, system, seed)
   stage_cache = args.workdir / options.STAGES
   commands = [runs.main_command(system, data, tuned, changes, seed, workdir, stage_cache)]

@@ -262,6 +262,26 @@ def test_seeds_of_different_settings_are_told_apart(out):
   ]  # fmt: skip
 
 
+def test_a_run_without_what_tuning_chose_says_so(out):
+  choice = {"ranker.lr": 0.1, "ranker.rate": 0.5}
+  run_record.write_output(tuning_path(out, "sasrec"), dict(trials=[], choice=choice))
+  for seed, tuned, overrides, section in (
+    (0, ["ranker.lr=0.1", "ranker.rate=0.5"], [], dict(lr=0.1, rate=0.5)),
+    (1, [], [], dict(lr=0.1, rate=0.5)),  # The config had it anyway.
+    (2, [], [], dict(lr=0.1, rate=0.2)),
+    (3, ["ranker.lr=0.1"], ["ranker.rate=0.2"], dict(lr=0.1, rate=0.2)),  # The user's own.
+    (4, [], ["ranker.rate=0.2"], dict(lr=0.3, rate=0.2)),
+  ):
+    run = dict(dataset="beauty", system="sasrec", seed=seed, overrides=overrides, tuned=tuned)
+    config = dict(ranker=section, data={})
+    write_record(out, "beauty", "sasrec", seed, some_ranks(seed), run=run, config=config)
+  text = render.markdown(TABLE2, [make(out, "sasrec", "bbqrec", seeds=5)])
+  assert [line for line in text.splitlines() if "without what tuning chose" in line] == [
+    "* \\* SASRec: seed 2: without what tuning chose, `ranker.lr=0.1 ranker.rate=0.5`",
+    "* \\* SASRec: seed 4: without what tuning chose, `ranker.lr=0.1`",
+  ]
+
+
 def test_it_is_said_who_reads_which_features(out):
   table1 = table_records.table1() | dict(texts=0)
   write_record(out, "beauty", "sasrec", 0, some_ranks(0), data=dict(table1=table1))

@@ -83,7 +83,7 @@ def make(
         for n in columns
       ),
       _tests(experiment, found, values) if label == experiment.tested else {},
-      _remarks([found[experiment.system_of(label, n)] for n in columns]),
+      _remarks([found[experiment.system_of(label, n)] for n in columns], out),
     )
     for label in labels
   ]
@@ -141,8 +141,8 @@ def _tests(experiment: Experiment, found, values) -> dict[int, Test]:
   return tests
 
 
-def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
-  """What the user of the table changed, what tuning chose, and what is of earlier code.
+def _remarks(of_columns: Sequence[Sequence[dict]], out: pathlib.Path) -> tuple[str, ...]:
+  """What the user of the table changed, what tuning chose or did not, what is of earlier code.
 
   What is not said of all runs of the row names the seeds that it is said of.
   """
@@ -155,6 +155,7 @@ def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
     for remark in (
       f"`{overrides}`" if overrides else "",
       f"`tuned: {tuned}`" if tuned else "",
+      _not_chosen(record, out),
       records.outdated(record),
     ):
       if remark:
@@ -163,6 +164,15 @@ def _remarks(of_columns: Sequence[Sequence[dict]]) -> tuple[str, ...]:
     remark if said_of == everything else f"seed {_seeds(said_of)}: {remark}"
     for remark, said_of in runs_of.items()
   )
+
+
+def _not_chosen(record: dict, out: pathlib.Path) -> str:
+  """What tuning chose, where the record's run went without it; else ""."""
+  run = record["run"]
+  chosen = tuning.choice(out, run["dataset"], systems.SYSTEMS[run["system"]], run["overrides"])
+  if not chosen or records.has_tuned(record, chosen):
+    return ""
+  return f"without what tuning chose, `{' '.join(chosen)}`"
 
 
 def _seeds(said_of: set[tuple[str, int]]) -> str:

@@ -1,6 +1,7 @@
 """What launch/sweep.py tries and has chosen for a system: OUT/tuning/DATASET/SYSTEM.json."""
 
 import pathlib
+from collections.abc import Sequence
 
 from bbqrec_jax import run_record
 from bbqrec_jax.errors import UserError
@@ -35,11 +36,16 @@ def num_made(out: pathlib.Path, dataset: str, system: systems.System) -> int:
     raise UserError(f"{tuned} is damaged, its trials cannot be read; make it again.") from error
 
 
-def choice(out: pathlib.Path, dataset: str, system: systems.System) -> tuple[str, ...]:
+def choice(
+  out: pathlib.Path, dataset: str, system: systems.System, changes: Sequence[str] = ()
+) -> tuple[str, ...]:
   """The chosen "field=value" of the system's config; () where it has not been tuned.
 
   A variant of a system takes what was chosen for the system itself, so that what differs is the
   variant alone.
+
+  Args:
+    changes: switches and "field=value" that come before what was chosen of the same fields.
 
   Raises UserError if the file is damaged.
   """
@@ -51,4 +57,5 @@ def choice(out: pathlib.Path, dataset: str, system: systems.System) -> tuple[str
     return ()
   if not isinstance(chosen, dict):
     raise UserError(f"{tuned} is damaged, its choice is no object; make it again.")
-  return tuple(systems.as_text(chosen))
+  changed = {change.partition("=")[0] for change in changes}
+  return tuple(systems.as_text({name: x for name, x in chosen.items() if name not in changed}))
