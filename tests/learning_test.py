@@ -34,12 +34,16 @@ class Trained(NamedTuple):
   specific: float  # R^2 of a modality's own nuisance factors from its z_bar.
 
 
-def train(workdir: pathlib.Path, *, gamma: float, seed: int) -> Trained:
+def train(workdir: pathlib.Path, *, gamma: float, seed: int, num_epochs: int = 15) -> Trained:
   """Stage one on the synthetic data of this seed, small; what its latents hold."""
   config = quickstart.get_config()
   config.update(seed=seed, max_history=5, codebook_size=32, latent_dim=32)
   config.tokenizer.update(
-    mim_weight=gamma, batch_size=128, num_epochs=10, eval_epochs=10, log_steps=1000
+    mim_weight=gamma,
+    batch_size=128,
+    num_epochs=num_epochs,
+    eval_epochs=num_epochs,
+    log_steps=1000,
   )
   config.tokenizer.model.hidden_dims = (64,)
   config.parallel.num_devices = 1
@@ -99,8 +103,8 @@ def ridge_r2(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_z_bar_loses_behavior_to_mutual_information_and_keeps_its_own(tmp_path):
-  bound = train(tmp_path / "bound", gamma=1.0, seed=0)
-  free = train(tmp_path / "free", gamma=0.0, seed=0)
+  bound = train(tmp_path / "bound", gamma=1.0, seed=0, num_epochs=10)
+  free = train(tmp_path / "free", gamma=0.0, seed=0, num_epochs=10)
   check_bound(bound, free)
   for trained in (bound, free):
     assert trained.z > 0.4
@@ -123,7 +127,7 @@ def check_bound(bound: Trained, free: Trained) -> None:
   assert free.z < free.z_bar  # z_bar alone reaches the decoder unquantized, and keeps everything.
   assert bound.z_bar < free.z_bar - 0.2
   assert bound.z > free.z - 0.1
-  assert bound.specific > 0.6
+  assert bound.specific > 0.6  # 0.71 after 10 epochs, 0.82 after 15.
   assert bound.recall > free.recall - 0.03
 
 

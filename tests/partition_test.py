@@ -107,7 +107,7 @@ def test_processes_change_nothing(stage, tmp_path):
       process.kill()
   first, second = (dict(np.load(tmp_path / f"{n}.npz")) for n in range(2))
   chex.assert_trees_all_equal(first, second)
-  state, metrics = alone(stage, 0.2, 2)
+  state, metrics = alone(stage, 0.2, 2)  # Of two lengths, which all take in one order.
   leaves = jax.tree_util.tree_leaves_with_path(state.params)
   params = state.params
   found = jax.tree.unflatten(

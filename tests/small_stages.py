@@ -1,4 +1,4 @@
-"""Both stages, small, as their trainers build them: what tests of partitions and processes run.
+"""Stages, small, as their trainers build them: what tests of partitions and processes run.
 
 python -m tests.small_stages STAGE STEPS OUT.npz COORDINATOR NUM_PROCESSES PROCESS_ID
 """
@@ -29,7 +29,7 @@ def dataset():
 
 
 class Stage:
-  """What a stage's trainer builds, small; see the two below."""
+  """What a stage's trainer builds, small; see those below."""
 
   def __init__(self, layout, dropout_rate, *, num_lengths=1, micro_batch_size=0, dtype="float32"):
     self.dtype = dtype
