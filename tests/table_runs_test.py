@@ -173,6 +173,20 @@ def test_what_was_tuned_is_used_and_variants_keep_their_own(tmp_path, fake):
   assert record["run"]["tuned"] == ["generator.model.dropout_rate=0.2"]
 
 
+def test_what_was_tuned_of_a_stage_that_is_not_run_is_left_out(tmp_path, fake):
+  path = tmp_path / "out" / "tuning" / "synthetic" / "letter.json"
+  path.parent.mkdir(parents=True)
+  choice = {"rqvae.alignment_weight": 0.5, "generator.temperature": 0.9}
+  path.write_text(json.dumps(dict(choice=choice, trials=[])))
+  assert command(tmp_path, "--systems=letter_ids_l2", "--experiment=table5") == 0
+  assert command(tmp_path, "--systems=letter") == 0
+  alone, whole = started(fake)
+  assert "--config.rqvae.alignment_weight=0.5 " in alone and "temperature" not in alone
+  assert "--config.rqvae.alignment_weight=0.5 --config.generator.temperature=0.9 " in whole
+  record = records.read(records.path(tmp_path / "out", "synthetic", "letter_ids_l2", 0))
+  assert record["run"]["tuned"] == ["rqvae.alignment_weight=0.5"]
+
+
 RATE, DROPOUT = "ranker.optimizer.learning_rate", "ranker.model.dropout_rate"
 
 

@@ -170,8 +170,15 @@ def models(system: System) -> list[str]:
   Raises UserError if there is no such config.
   """
   config = load_config(system.config, ",".join(system.switches))
-  stages = system.overrides.get("stages", config.stages)
+  left_out = stages_left_out(system)
+  stages = [stage for stage in config.stages if stage not in left_out]
   return [f"bbqrec_jax/models/{config[stage].model_name}.py" for stage in stages]
+
+
+def stages_left_out(system: System) -> set[str]:
+  """The stages of its config that it does not run; raises UserError if there is no such config."""
+  stages = load_config(system.config, ",".join(system.switches)).stages
+  return set(stages) - set(system.overrides.get("stages", stages))
 
 
 def listing() -> str:

@@ -42,7 +42,7 @@ def choice(
   """The chosen "field=value" of the system's config; () where it has not been tuned.
 
   A variant of a system takes what was chosen for the system itself, so that what differs is the
-  variant alone.
+  variant alone; but for what was chosen for a stage that it does not run.
 
   Args:
     changes: switches and "field=value" that come before what was chosen of the same fields.
@@ -58,4 +58,10 @@ def choice(
   if not isinstance(chosen, dict):
     raise UserError(f"{tuned} is damaged, its choice is no object; make it again.")
   changed = {change.partition("=")[0] for change in changes}
-  return tuple(systems.as_text({name: x for name, x in chosen.items() if name not in changed}))
+  left_out = systems.stages_left_out(system)
+  kept = {
+    field: value
+    for field, value in chosen.items()
+    if field not in changed and field.partition(".")[0] not in left_out
+  }
+  return tuple(systems.as_text(kept))
